@@ -1,0 +1,59 @@
+"""Package metadata. Ranges hold for jax 0.10.2 on Python 3.11 and jax 0.11 on Python 3.12."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tpustream",
+    version="0.1.0",
+    description="A streaming LLM engine for JAX on TPU, GPU and CPU",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["tpustream", "tpustream.*"]), "tpustream.configs"],
+    package_dir={"tpustream.configs": "configs"},
+    package_data={"tpustream.configs": ["*.json"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "fastapi>=0.115",
+        "flax>=0.12.4,<0.14",
+        "gguf>=0.17",
+        "httptools>=0.6",
+        "huggingface_hub>=0.34",
+        "jax>=0.10.2,<0.12",
+        "jaxtyping>=0.3",
+        "jinja2>=3.1",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "platformdirs>=4.2",
+        "protobuf>=5",
+        "pydantic>=2.8",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "uvicorn>=0.30",
+        "uvloop>=0.21; platform_system != 'Windows'",
+    ],
+    extras_require={
+        "test": [
+            "httpx>=0.27",
+            "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "openai>=1.60",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+        ],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "gpu": ["jax[cuda12]>=0.10.2,<0.12"],
+        # What tests/goldens/make_*.py compare with: not needed to run tests.
+        "golden": ["torch>=2.6", "transformers>=5.0"],
+        "dev": ["ruff>=0.12", "pytest>=8.2", "matplotlib>=3.9"],
+    },
+)

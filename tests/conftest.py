@@ -1,0 +1,30 @@
+"""Shared by all tests: eight CPU devices, a strict jax, and the embedded model when it is there."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "allow")
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+
+@pytest.fixture(scope="session")
+def embedded_gguf() -> Path:
+    """The embedded model's file, fetched once into the cache."""
+    from tpustream.weights.resolve import DEFAULT_MODEL, resolve_model
+
+    return resolve_model(DEFAULT_MODEL).path
+
+
+@pytest.fixture(scope="session")
+def cpu_devices() -> list[jax.Device]:
+    """The eight stand-ins for chips."""
+    return jax.devices("cpu")

@@ -1,0 +1,1 @@
+"""Recorded outputs of other implementations, and the scripts that recorded them."""

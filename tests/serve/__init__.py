@@ -1,0 +1,1 @@
+"""The HTTP server and the terminal command over a scripted engine."""

@@ -1,0 +1,179 @@
+"""A fake runtime: an engine that says what a test tells it to, and a tokenizer with a token a byte."""
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from tpustream.config import EngineConfig
+from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from tpustream.serve.answer import Settings
+from tpustream.serve.app import create_app
+from tpustream.serve.server import Server, bind, url_of
+from tpustream.text.vocabulary import Tokenizer, TokenizerSettings
+
+EOS = 256
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role[0] }}:{{ message.content }}\n{% endfor %}"
+    "{% if shout %}LOUD{% endif %}a:"
+)
+
+Step = int | float | TokenEvent
+Script = Callable[[Request], Sequence[Step]]
+
+
+class ByteTokenizer(Tokenizer):
+    """Bytes are their own tokens; 256 is EOS. Does not use the chat template's special tokens."""
+
+    def __init__(self, chat_template: str | None = TEMPLATE):
+        super().__init__(
+            settings=TokenizerSettings(eos_ids=frozenset({EOS}), chat_template=chat_template),
+            token_texts=[f"<{value}>" for value in range(256)] + ["<eos>"],
+            token_bytes=[bytes([value]) for value in range(256)] + [b""],
+            special_ids=(EOS,),
+            strip_leading_space=False,
+        )
+
+    def save(self, folder):
+        raise NotImplementedError
+
+    def _encode_text(self, text: str, parse_special: bool) -> list[int]:
+        return list(text.encode())
+
+
+def say(text: str | bytes, *, pause: float = 0.0, end: TokenEvent | None = None) -> list[Step]:
+    """Steps that produce a text token by token, `pause` seconds before each, and then the end (EOS)."""
+    raw = text.encode() if isinstance(text, str) else text
+    steps: list[Step] = []
+    for value in raw:
+        steps += [pause, value] if pause else [value]
+    return [*steps, end or TokenEvent(token=EOS, finish=FinishReason.STOP)]
+
+
+class ScriptedEngine:
+    """An engine whose answers are scripts: tokens (int), pauses in seconds (float) and events.
+
+    Attributes:
+      script: from a request to its steps.
+      requests: what was submitted, in order.
+      cancels: (request id, finish, monotonic time) of every cancel.
+    """
+
+    vocab_size = 257
+
+    def __init__(self, *, slots: int = 4, max_prompt: int = 64):
+        self.config = EngineConfig(slots=slots, ring_length=max_prompt)
+        self.max_prompt = max_prompt
+        self.script: Script = lambda _: say("ok")
+        self.requests: list[Request] = []
+        self.cancels: list[tuple[str, FinishReason, float]] = []
+        self.stopped: str | None = None
+        self._slots = threading.Semaphore(slots)
+        self._endings: dict[str, FinishReason] = {}
+        self._woken: dict[str, threading.Event] = {}
+
+    def reset(self) -> None:
+        """Forget what happened in an earlier test."""
+        self.script = lambda _: say("ok")
+        self.requests.clear()
+        self.cancels.clear()
+        self.stopped = None
+
+    def submit(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
+        if self.stopped is not None:
+            raise EngineStopped(self.stopped)
+        if len(request.sampling.logit_bias) > 3:
+            raise InvalidRequest("logit_bias: wanted at most 3 entries, got more", param="logit_bias")
+        self.requests.append(request)
+        self._woken[request.id] = threading.Event()
+        threading.Thread(target=self._run, args=(request, sink), daemon=True).start()
+
+    def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
+        self.cancels.append((request_id, finish, time.monotonic()))
+        self._endings[request_id] = finish
+        self._woken[request_id].set()
+
+    def stop(self) -> None:
+        self.stopped = "it was told to"
+
+    def _run(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
+        with self._slots:
+            left = request.sampling.max_tokens
+            for step in self.script(request):
+                if self._woken[request.id].wait(step if isinstance(step, float) else 0):
+                    sink(TokenEvent(finish=self._endings[request.id]))
+                    return
+                if isinstance(step, float):
+                    continue
+                event = TokenEvent(token=step) if isinstance(step, int) else step
+                if event.token is not None and request.sampling.logprobs is not None:
+                    event = dataclasses.replace(event, logprobs=logprobs_of(event.token, request.sampling.logprobs))
+                left -= 1
+                if left == 0 and event.finish is None:
+                    event = dataclasses.replace(event, finish=FinishReason.LENGTH)
+                sink(event)
+                if event.finish is not None:
+                    return
+
+
+def logprobs_of(token: int, count: int) -> TokenLogprobs:
+    """The token itself is the likeliest; its neighbours follow, the last one impossible."""
+    top = [((token + step) % 256, -0.5 - step) for step in range(count)]
+    if count > 1:
+        top[-1] = (top[-1][0], float("-inf"))
+    return TokenLogprobs(chosen=-0.5, top=tuple(top))
+
+
+@dataclasses.dataclass
+class ScriptedRuntime:
+    """What `load_runtime` would give."""
+
+    engine: ScriptedEngine = dataclasses.field(default_factory=ScriptedEngine)
+    tokenizer: ByteTokenizer = dataclasses.field(default_factory=ByteTokenizer)
+    name: str = "scripted/bytes"
+
+
+@dataclasses.dataclass
+class Served:
+    """A server on a free port, and what is behind it."""
+
+    url: str
+    port: int
+    server: Server
+    runtime: ScriptedRuntime | None
+
+    @property
+    def engine(self) -> ScriptedEngine:
+        return self.runtime.engine
+
+    @property
+    def service(self):
+        return self.server.config.app.state.service
+
+
+@contextlib.contextmanager
+def serve(runtime: ScriptedRuntime | None, *, drain_seconds: float = 0.3, **options) -> Iterator[Served]:
+    """Serve `runtime` from a thread until the block ends."""
+    options.setdefault("settings", Settings(keep_alive=0.2, max_body_bytes=20_000))
+    bound = bind("127.0.0.1", 0)
+    server = Server(create_app(runtime, **options), drain_seconds=drain_seconds)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    served = Served(url=url_of(bound), port=bound.getsockname()[1], server=server, runtime=runtime)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield served
+    finally:
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Return when `condition` holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)

@@ -1,0 +1,51 @@
+"""What tests do with the wire: read event streams, and leave in the middle."""
+
+import json
+import socket
+from typing import Any
+
+import httpx
+
+
+def chat_body(content: str = "hi", **fields: Any) -> dict[str, Any]:
+    """A chat request of one message."""
+    return {"messages": [{"role": "user", "content": content}], **fields}
+
+
+def stream(http: httpx.Client, path: str, body: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """(JSON objects of the events without [DONE], the raw text) of a stream that must end with [DONE]."""
+    response = http.post(path, json={**body, "stream": True})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    return events_of(response.text), response.text
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """JSON objects of a stream's events; checks their form, their ids, and that [DONE] is the last."""
+    data = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        if block.startswith(":"):
+            continue
+        id_line, data_line = block.split("\n")
+        assert id_line == f"id: {len(data)}"
+        data.append(data_line.removeprefix("data: "))
+    assert data.pop() == "[DONE]"
+    return [json.loads(event) for event in data]
+
+
+def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
+    """The joined text of one choice, in either dialect."""
+    text = ""
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            if choice["index"] == index:
+                text += choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+    return text
+
+
+def send_raw(port: int, path: str, body: bytes, headers: str = "Content-Type: application/json\r\n") -> socket.socket:
+    """A connection that has sent a POST and not yet read the answer."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection

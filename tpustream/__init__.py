@@ -1,0 +1,3 @@
+"""tpustream streams tokens from decoder language models on TPU, GPU and CPU."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Host types that flow through the engine. No jax here."""

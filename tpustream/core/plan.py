@@ -1,0 +1,29 @@
+"""Plan: what the scheduler tells the engine to do in one iteration. Host only."""
+
+import dataclasses
+
+from tpustream.core.request import Request
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """A request and the slot it gets; `epoch` tells its tokens from those of earlier occupants."""
+
+    request: Request
+    slot: int
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """One iteration: first idle `release`, then prefill and insert `admit`, then decode.
+
+    Attributes:
+      release: (slot, epoch) whose request ended on the host while the device still decodes it.
+      admit: requests that enter a slot now.
+      decode: whether any slot is running.
+    """
+
+    release: tuple[tuple[int, int], ...] = ()
+    admit: tuple[Placement, ...] = ()
+    decode: bool = False

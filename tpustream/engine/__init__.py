@@ -1,0 +1,1 @@
+"""Slots, steps and the loop that drives them."""

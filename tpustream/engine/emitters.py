@@ -1,0 +1,112 @@
+"""The token queue: two ways for tokens to leave the device, behind one interface.
+
+`transfer`: each dispatch returns one packed array, copied to the host while the next one runs.
+`callback`: beside that, the fused decode loop calls the host once a step, so tokens leave one by one
+although one dispatch runs K steps.
+
+Every step carries its number. A step is delivered once and in order, whichever way it came first, so
+a callback that is late, early or lost changes nothing but the time of a token. Delivery runs on one
+thread of the queue; the device never waits for Python.
+
+An executable with a host callback cannot enter jax's persistent compile cache (0.10.2), so `auto` is
+`transfer` where a dispatch is one step, and `callback` where it is several and the start may take
+longer: see `python scripts/bench_decode.py --help` for the measurement.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import io_callback
+
+from tpustream.config import EngineConfig
+from tpustream.core.token_batch import TokenBatch
+from tpustream.engine.packing import unpack
+
+Deliver = Callable[[TokenBatch], None]
+Fail = Callable[[BaseException], None]
+DISPATCHES_IN_FLIGHT = 2  # one runs, the next is queued behind it
+
+
+def resolve_emitter(engine: EngineConfig, platform: str) -> str:
+    """The emitter that "auto" stands for on this platform."""
+    if engine.emitter != "auto":
+        return engine.emitter
+    return "transfer" if engine.fused_steps == 1 or platform == "cpu" else "callback"
+
+
+class TokenQueue:
+    """Takes packed steps from the device and delivers TokenBatches in order.
+
+    Args:
+      kind: "callback" or "transfer".
+
+    Attributes:
+      emit: what the decode step calls on the device while it runs; None for "transfer".
+    """
+
+    def __init__(self, kind: str):
+        if kind not in ("callback", "transfer"):
+            raise ValueError(f"emitter: wanted 'callback' or 'transfer', got {kind!r}")
+        self.emit = self._emit if kind == "callback" else None
+        self._results: queue.SimpleQueue = queue.SimpleQueue()  # i32[K, B, C] of dispatches, on device
+        self._arrived: queue.SimpleQueue = queue.SimpleQueue()  # i32[n, B, C] on the host
+        self._in_flight = threading.Semaphore(DISPATCHES_IN_FLIGHT)
+        self._threads: list[threading.Thread] = []
+
+    def start(self, deliver: Deliver, fail: Fail) -> None:
+        """Begin: `deliver` gets every step once; `fail` an error of the device or of `deliver`."""
+        for name, run in (("results", self._wait), ("tokens", self._deliver)):
+            thread = threading.Thread(target=run, args=(deliver, fail), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def reserve(self) -> None:
+        """Wait until another dispatch may go out."""
+        self._in_flight.acquire()
+
+    def dispatched(self, packed: jax.Array) -> None:
+        """A dispatch went out and will fill i32[K, B, C]."""
+        packed.copy_to_host_async()
+        self._results.put(packed)
+
+    def stop(self) -> None:
+        """Deliver what was dispatched, then end the threads."""
+        self._results.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _emit(self, packed: jax.Array) -> None:
+        io_callback(self._called, None, packed, ordered=False)
+
+    def _called(self, packed) -> None:
+        self._arrived.put(packed)
+
+    def _wait(self, _: Deliver, fail: Fail) -> None:
+        while (packed := self._results.get()) is not None:
+            try:
+                self._arrived.put(np.asarray(packed))
+            except Exception as error:  # the device failed: requests must hear of it
+                fail(error)
+            finally:
+                self._in_flight.release()
+        self._arrived.put(None)
+
+    def _deliver(self, deliver: Deliver, fail: Fail) -> None:
+        expected, early = 0, {}
+        while (packed := self._arrived.get()) is not None:
+            packed = np.asarray(packed)
+            for step in packed if packed.ndim == 3 else packed[None]:
+                batch = unpack(step)
+                if batch.step >= expected:
+                    early[batch.step] = batch
+            try:
+                while expected in early:
+                    batch = early.pop(expected)
+                    expected += 1
+                    deliver(batch)
+            except Exception as error:  # a bug of ours must not leave streams hanging
+                fail(error)

@@ -1,0 +1,181 @@
+"""The engine: one thread that takes messages, asks the scheduler and dispatches compiled steps.
+
+It never reads a token. Tokens leave through the token queue and come back only as "this slot ended",
+through the same inbox as requests and commands.
+"""
+
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterable
+
+from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.plan import Placement
+from tpustream.core.request import Command, FinishReason, Request, TokenEvent
+from tpustream.engine import admission as admissions
+from tpustream.engine.compile import CompiledSteps
+from tpustream.engine.emitters import TokenQueue
+from tpustream.engine.routing import Router, Sink
+from tpustream.engine.scheduler import Scheduler
+from tpustream.engine.state import DecodeState, Weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _SlotFinished:
+    slot: int
+    epoch: int
+
+
+class _Stop:
+    """The last message."""
+
+
+class Engine:
+    """Streams tokens for many requests over `slots` slots.
+
+    `submit` and `cancel` may be called from any thread. Each request's sink gets its events in order,
+    the last one with `finish` set, on a thread of the engine: it must return at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        config: EngineConfig,
+        weights: Weights,
+        steps: CompiledSteps,
+        tokens: TokenQueue,
+        eos_ids: Iterable[int] = (),
+    ):
+        self.model = model
+        self.config = config
+        self._weights = weights
+        self._steps = steps
+        self._tokens = tokens
+        self._eos_ids = tuple(eos_ids)
+        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._scheduler = Scheduler(config.slots)
+        self._router = Router(config.slots, self._slot_finished)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._stopped: str | None = None
+        self._closing = threading.Lock()
+
+    @property
+    def max_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.config.ring_length
+
+    @property
+    def vocab_size(self) -> int:
+        """V: token ids are 0..V-1."""
+        return self.model.vocab_size
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return self._scheduler.waiting
+
+    @property
+    def running(self) -> int:
+        """Requests in a slot."""
+        return self._scheduler.running
+
+    def start(self) -> None:
+        """Start the threads. Once."""
+        self._tokens.start(self._router.deliver, self._fail)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every stream as cancelled and join the threads. Safe to call twice."""
+        self._inbox.put(_Stop())
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queue a request.
+
+        Raises InvalidRequest for one that cannot be honoured, EngineStopped after stop or failure.
+        """
+        admissions.check(request, self.model, self.config, self._eos_ids)
+        with self._closing:
+            if self._stopped is not None:
+                raise EngineStopped(self._stopped)
+            if not self._router.open(request, sink):
+                raise InvalidRequest(f"id: wanted one that is not in flight, got {request.id!r}", param="id")
+        self._inbox.put(request)
+
+    def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
+        """End a request with this reason; its slot is free at the next dispatch. Unknown ids are ignored."""
+        self._inbox.put(Command(request_id=request_id, finish=finish))
+
+    def _slot_finished(self, slot: int, epoch: int) -> None:
+        self._inbox.put(_SlotFinished(slot=slot, epoch=epoch))
+
+    def _run(self) -> None:
+        try:
+            state = self._steps.initial_state()
+            while self._take_messages():
+                state = self._iterate(state)
+            self._close("the engine was stopped", TokenEvent(finish=FinishReason.CANCELLED))
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._tokens.stop()
+
+    def _take_messages(self) -> bool:
+        """Handle everything in the inbox, waiting for the first where nothing runs; False to stop."""
+        idle = self._scheduler.running == 0
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if not self._handle(self._inbox.get(block=idle)):
+                    return False
+                idle = False
+        return self._stopped is None
+
+    def _handle(self, message) -> bool:
+        match message:
+            case Request():
+                self._scheduler.add(message)
+            case Command():
+                if self._router.close(message.request_id, TokenEvent(finish=message.finish)):
+                    self._scheduler.remove(message.request_id)
+            case _SlotFinished():
+                self._scheduler.finished(message.slot, message.epoch)
+            case _Stop():
+                return False
+        return True
+
+    def _iterate(self, state: DecodeState) -> DecodeState:
+        plan = self._scheduler.plan()
+        for slot, epoch in plan.release:
+            state = self._steps.release(state, admissions.i32(slot), admissions.i32(epoch))
+        for placement in plan.admit:
+            state = self._admit(placement, state)
+        if plan.decode:
+            self._tokens.reserve()
+            state, packed = self._steps.decode(self._weights, state)
+            self._tokens.dispatched(packed)
+        return state
+
+    def _admit(self, placement: Placement, state: DecodeState) -> DecodeState:
+        length = len(placement.request.prompt) - 1
+        bucket = admissions.bucket_for(length, self.config)
+        tokens = admissions.padded_prompt(placement.request, bucket)
+        prefix = self._steps.prefill[bucket](self._weights, tokens, admissions.i32(length))
+        self._router.place(placement)
+        arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
+        return self._steps.insert[bucket](prefix, state, arrays)
+
+    def _fail(self, error: BaseException) -> None:
+        message = f"the engine failed: {type(error).__name__}: {error}"
+        self._close(message, TokenEvent(finish=FinishReason.ERROR, error=message))
+        self._inbox.put(_Stop())
+
+    def _close(self, why: str, event: TokenEvent) -> None:
+        """No request enters from now on, and every one inside gets its last event."""
+        with self._closing:
+            if self._stopped is None:
+                self._stopped = why
+            self._router.close_all(event)

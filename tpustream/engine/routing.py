@@ -1,0 +1,111 @@
+"""Whose token is this: from the rows of a TokenBatch to the sink of the request that owns them.
+
+Used by two threads: the engine's loop opens and closes streams, the token queue delivers. One lock
+makes the last event of a stream the last, and the only last.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+
+from tpustream.core.plan import Placement
+from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from tpustream.core.token_batch import StepFinish, TokenBatch
+
+Sink = Callable[[TokenEvent], None]
+"""Gets the events of one request, from a thread of the engine. Must return at once."""
+
+_FINISH = {
+    StepFinish.STOP: FinishReason.STOP,
+    StepFinish.LENGTH: FinishReason.LENGTH,
+    StepFinish.NOT_FINITE: FinishReason.ERROR,
+}
+NOT_FINITE_MESSAGE = "the model produced logits that are not finite"
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class _Stream:
+    request: Request
+    sink: Sink
+    placement: Placement | None = None
+
+
+class Router:
+    """Streams by request id, and by the slot that they occupy.
+
+    Args:
+      slots: B.
+      on_finished: called with (slot, epoch) after the device ended a stream.
+    """
+
+    def __init__(self, slots: int, on_finished: Callable[[int, int], None]):
+        self._lock = threading.Lock()
+        self._streams: dict[str, _Stream] = {}
+        self._owners: list[_Stream | None] = [None] * slots
+        self._on_finished = on_finished
+
+    def open(self, request: Request, sink: Sink) -> bool:
+        """Register a request before it is queued; False when its id is taken."""
+        with self._lock:
+            if request.id in self._streams:
+                return False
+            self._streams[request.id] = _Stream(request=request, sink=sink)
+            return True
+
+    def place(self, placement: Placement) -> None:
+        """From now on tokens of this slot and epoch belong to the placement's request."""
+        with self._lock:
+            stream = self._streams.get(placement.request.id)
+            if stream is not None:
+                stream.placement = placement
+                self._owners[placement.slot] = stream
+
+    def close(self, request_id: str, event: TokenEvent) -> bool:
+        """End a stream from the host with this last event; False when it has ended before."""
+        with self._lock:
+            stream = self._streams.get(request_id)
+            if stream is None:
+                return False
+            self._end(stream, event)
+            return True
+
+    def close_all(self, event: TokenEvent) -> None:
+        """End every stream with this last event."""
+        with self._lock:
+            for stream in list(self._streams.values()):
+                self._end(stream, event)
+
+    def deliver(self, batch: TokenBatch) -> None:
+        """Hand every row to its owner. Rows of earlier epochs, or of no one, are dropped."""
+        finished = []
+        with self._lock:
+            for slot, stream in enumerate(self._owners):
+                if stream is None or not batch.emitted[slot]:
+                    continue
+                if stream.placement.epoch != batch.epoch[slot]:
+                    continue
+                event = _event(batch, slot, stream.request.sampling.logprobs)
+                if event.finish is None:
+                    stream.sink(event)
+                else:
+                    finished.append((slot, stream.placement.epoch))
+                    self._end(stream, event)
+        for slot, epoch in finished:
+            self._on_finished(slot, epoch)
+
+    def _end(self, stream: _Stream, event: TokenEvent) -> None:
+        del self._streams[stream.request.id]
+        if stream.placement is not None and self._owners[stream.placement.slot] is stream:
+            self._owners[stream.placement.slot] = None
+        stream.sink(event)
+
+
+def _event(batch: TokenBatch, slot: int, wanted: int | None) -> TokenEvent:
+    finish = int(batch.finish[slot])
+    if finish == StepFinish.NOT_FINITE:
+        return TokenEvent(finish=FinishReason.ERROR, error=NOT_FINITE_MESSAGE)
+    logprobs = None
+    if wanted is not None:
+        top = zip(batch.top_ids[slot, :wanted].tolist(), batch.top_logprobs[slot, :wanted].tolist(), strict=True)
+        logprobs = TokenLogprobs(chosen=float(batch.logprob[slot]), top=tuple(top))
+    return TokenEvent(token=int(batch.token[slot]), finish=_FINISH.get(finish), logprobs=logprobs)

@@ -1,0 +1,202 @@
+"""What lives on the device between steps, as plain pytrees: weights, cache, slots, a prefix.
+
+Every array that has a row for each slot starts with B. Shapes never change after start.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from tpustream.config import EngineConfig, ModelConfig
+from tpustream.ops.ring import layer_layout
+from tpustream.ops.rope import Rotation
+
+
+def pytree(cls: type) -> type:
+    """A frozen kw-only dataclass whose fields are all leaves or subtrees."""
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+
+@pytree
+class Weights:
+    """Everything that a step reads and never writes.
+
+    Attributes:
+      params: dotted name -> array, as `param_specs` lists them.
+      rope: layer kind -> table of rotations by digit.
+    """
+
+    params: dict[str, Array]
+    rope: dict[str, Rotation]
+
+
+@pytree
+class KVCache:
+    """Ring caches of all layers.
+
+    Attributes:
+      k, v: one array a layer, [B, K, S, H]; keys are stored rotated by absolute position. S is the
+        layer's own (ops/ring.py). Heads come before columns so that attention needs no transpose.
+      length: i32[B], tokens ever written to each slot.
+    """
+
+    k: tuple[Float[Array, "B K S H"], ...]
+    v: tuple[Float[Array, "B K S H"], ...]
+    length: Int32[Array, "B"]
+
+
+@pytree
+class SlotSampling:
+    """SamplingParams as vectors over slots: one compile serves every request.
+
+    Attributes:
+      temperature, top_p, min_p, repetition, frequency, presence: f32[B].
+      top_k: i32[B], 0 for all.
+      seed: u32[B, 2], high and low word.
+      stop_ids: i32[B, stop_ids], padded with -1.
+      bias_ids, bias_values: i32[B, bias_ids] padded with the vocabulary's size, f32[B, bias_ids].
+      logprobs: i32[B], -1 for none, else how many alternatives.
+    """
+
+    temperature: Float[Array, "B"]
+    top_k: Int32[Array, "B"]
+    top_p: Float[Array, "B"]
+    min_p: Float[Array, "B"]
+    repetition: Float[Array, "B"]
+    frequency: Float[Array, "B"]
+    presence: Float[Array, "B"]
+    seed: UInt32[Array, "B 2"]
+    stop_ids: Int32[Array, "B E"]
+    bias_ids: Int32[Array, "B M"]
+    bias_values: Float[Array, "B M"]
+    logprobs: Int32[Array, "B"]
+
+
+@pytree
+class DecodeState:
+    """All slots between two steps.
+
+    Attributes:
+      token: i32[B], the newest token of each slot, not yet written to the cache.
+      active: bool[B], whether the slot decodes.
+      remaining: i32[B], tokens that the request may still get.
+      epoch: i32[B], grows with every insert: whose tokens leave this slot.
+      step: i32[], steps since start.
+      in_prompt: bool[B, V], tokens of the prompt, for the repetition penalty.
+      counts: i32[B, V], occurrences in the output, for all penalties.
+    """
+
+    cache: KVCache
+    sampling: SlotSampling
+    token: Int32[Array, "B"]
+    active: Bool[Array, "B"]
+    remaining: Int32[Array, "B"]
+    epoch: Int32[Array, "B"]
+    step: Int32[Array, ""]
+    in_prompt: Bool[Array, "B V"]
+    counts: Int32[Array, "B V"]
+
+
+@pytree
+class Prefix:
+    """Keys and values of a prompt, on their way into a slot.
+
+    Attributes:
+      k, v: one array a layer, [K, T, H]; rows from `length` on are padding.
+      length: i32[], tokens that count.
+    """
+
+    k: tuple[Float[Array, "K T H"], ...]
+    v: tuple[Float[Array, "K T H"], ...]
+    length: Int32[Array, ""]
+
+
+@pytree
+class Admission:
+    """What `insert` writes for one request: scalars and rows without the slot axis.
+
+    Attributes:
+      slot, epoch: i32[].
+      token: i32[], the last prompt token: the first decode step writes it and samples from it.
+      remaining: i32[].
+      prompt: i32[ring_length], padded with the vocabulary's size.
+      sampling: rows of SlotSampling.
+    """
+
+    slot: Int32[Array, ""]
+    epoch: Int32[Array, ""]
+    token: Int32[Array, ""]
+    remaining: Int32[Array, ""]
+    prompt: Int32[Array, "P"]
+    sampling: SlotSampling
+
+
+STATE_AXES = DecodeState(
+    cache=KVCache(
+        k=("slots", "kv_heads", "ring", "head_dim"),
+        v=("slots", "kv_heads", "ring", "head_dim"),
+        length=("slots",),
+    ),
+    sampling=SlotSampling(
+        **{field.name: ("slots",) for field in dataclasses.fields(SlotSampling)}
+        | {name: ("slots", None) for name in ("seed", "stop_ids", "bias_ids", "bias_values")}
+    ),
+    token=("slots",),
+    active=("slots",),
+    remaining=("slots",),
+    epoch=("slots",),
+    step=(),
+    in_prompt=("slots", "vocab"),
+    counts=("slots", "vocab"),
+)
+"""Logical axes of every array of DecodeState; those of the cache hold for each layer."""
+
+
+def empty_state(model: ModelConfig, engine: EngineConfig, dtype: jnp.dtype) -> DecodeState:
+    """A state with every slot free."""
+    slots = engine.slots
+
+    def caches() -> tuple[Array, ...]:
+        layouts = (layer_layout(model, engine, layer) for layer in range(model.num_layers))
+        return tuple(jnp.zeros((slots, model.num_kv_heads, a.columns, model.head_dim), dtype) for a in layouts)
+
+    def vector(dtype: Any, value: float = 0, *tail: int) -> Array:
+        return jnp.full((slots, *tail), value, dtype)
+
+    return DecodeState(
+        cache=KVCache(k=caches(), v=caches(), length=vector(jnp.int32)),
+        sampling=SlotSampling(
+            temperature=vector(jnp.float32),
+            top_k=vector(jnp.int32),
+            top_p=vector(jnp.float32, 1),
+            min_p=vector(jnp.float32),
+            repetition=vector(jnp.float32, 1),
+            frequency=vector(jnp.float32),
+            presence=vector(jnp.float32),
+            seed=vector(jnp.uint32, 0, 2),
+            stop_ids=vector(jnp.int32, -1, engine.stop_ids),
+            bias_ids=vector(jnp.int32, model.vocab_size, engine.bias_ids),
+            bias_values=vector(jnp.float32, 0, engine.bias_ids),
+            logprobs=vector(jnp.int32, -1),
+        ),
+        token=vector(jnp.int32),
+        active=vector(bool),
+        remaining=vector(jnp.int32),
+        epoch=vector(jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+        in_prompt=vector(bool, 0, model.vocab_size),
+        counts=vector(jnp.int32, 0, model.vocab_size),
+    )
+
+
+def cache_bytes(state: DecodeState) -> int:
+    """Bytes of the key and value caches; arrays or their shapes."""
+    leaves = (*state.cache.k, *state.cache.v)
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)

@@ -1,0 +1,238 @@
+"""The pure steps: prefill, insert, decode, release. Compiled, donated and placed by compile.py.
+
+Prefill fills a prefix with all prompt tokens but the last. Insert puts the prefix into a slot. The
+first decode step writes the last prompt token and samples from it, so every token of a stream comes
+out of one function, whatever the prompt's bucket.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.token_batch import StepFinish
+from tpustream.engine import sampling as sampling_ops
+from tpustream.engine.packing import pack
+from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, Weights
+from tpustream.model.decoder import Decoder, bind
+from tpustream.ops.attention import causal_attention, ring_attention
+from tpustream.ops.ring import RingLayout, layer_layout
+from tpustream.ops.rope import rotate, rotation_at
+
+Emit = Callable[[Int32[Array, "B C"]], None]
+"""Called once a step with the packed results while a fused decode runs."""
+
+
+def prefill(
+    model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"], length: Int32[Array, ""]
+) -> tuple[Prefix, Float[Array, "T D"]]:
+    """Keys and values of a prompt, and the last hidden rows.
+
+    Args:
+      tokens: padded to the bucket with any valid id.
+      length: tokens that count; what follows is never seen by them nor inserted.
+    """
+    decoder = bind(model, weights.params)
+    position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    rotations = {kind: rotation_at(table, position) for kind, table in weights.rope.items()}
+    x = decoder.embedded(tokens)
+    keys, values = [], []
+    for index, layer in enumerate(decoder.layers):
+        rotation, window = rotations[model.layer_kind(index)], model.layer_window(index)
+
+        def attend(q, k, v, rotation=rotation, window=window):
+            q, k = rotate(q, rotation), rotate(k, rotation)
+            out = causal_attention(
+                q, k, v, scale=model.score_scale, softcap=model.attn_softcap, window=window
+            )
+            return out, (k, v)
+
+        x, (k, v) = layer(x, attend)
+        keys.append(k.swapaxes(0, 1))
+        values.append(v.swapaxes(0, 1))
+    return Prefix(k=tuple(keys), v=tuple(values), length=length), x
+
+
+def prompt_logits(
+    model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"]
+) -> Float[Array, "T V"]:
+    """Logits after every token of a prompt: for scoring and tests, not on the serving path."""
+    _, x = prefill(model, weights, tokens, jnp.int32(tokens.shape[0]))
+    return bind(model, weights.params).logits(x)
+
+
+def insert(
+    model: ModelConfig, engine: EngineConfig, prefix: Prefix, state: DecodeState, admission: Admission
+) -> DecodeState:
+    """The state with the prefix in slot `admission.slot`, ready to decode under a new epoch.
+
+    A prefix longer than a layer's window leaves only the positions that its ring holds.
+    """
+    slot = admission.slot
+
+    def into_slot(cache: Float[Array, "B K S H"], rows: Float[Array, "K T H"], layout: RingLayout):
+        held = layout.held_positions(prefix.length)
+        rows = jnp.take(rows, jnp.clip(held, 0, rows.shape[1] - 1), axis=1)
+        rows = jnp.where((held >= 0)[:, None], rows, 0)
+        return jax.lax.dynamic_update_index_in_dim(cache, rows.astype(cache.dtype), slot, 0)
+
+    layouts = [layer_layout(model, engine, layer) for layer in range(model.num_layers)]
+    cache = state.cache
+    in_prompt = jnp.zeros(state.in_prompt.shape[1:], bool).at[admission.prompt].set(True, mode="drop")
+    return DecodeState(
+        cache=KVCache(
+            k=tuple(map(into_slot, cache.k, prefix.k, layouts)),
+            v=tuple(map(into_slot, cache.v, prefix.v, layouts)),
+            length=cache.length.at[slot].set(prefix.length),
+        ),
+        sampling=jax.tree.map(lambda all, row: all.at[slot].set(row), state.sampling, admission.sampling),
+        token=state.token.at[slot].set(admission.token),
+        active=state.active.at[slot].set(True),
+        remaining=state.remaining.at[slot].set(admission.remaining),
+        epoch=state.epoch.at[slot].set(admission.epoch),
+        step=state.step,
+        in_prompt=state.in_prompt.at[slot].set(in_prompt),
+        counts=state.counts.at[slot].set(0),
+    )
+
+
+def release(state: DecodeState, slot: Int32[Array, ""], epoch: Int32[Array, ""]) -> DecodeState:
+    """The state with the slot idle, if this epoch still owns it."""
+    owned = state.epoch[slot] == epoch
+    active = state.active.at[slot].set(state.active[slot] & ~owned)
+    return _replace(state, active=active)
+
+
+def decode(
+    model: ModelConfig,
+    engine: EngineConfig,
+    weights: Weights,
+    state: DecodeState,
+    *,
+    emit: Emit | None = None,
+) -> tuple[DecodeState, Int32[Array, "n B C"]]:
+    """`fused_steps` tokens for every active slot: the new state and the packed results, oldest first."""
+
+    def body(state: DecodeState, _) -> tuple[DecodeState, Int32[Array, "B C"]]:
+        state, packed = decode_one(model, engine, weights, state)
+        if emit is not None:
+            emit(packed)
+        return state, packed
+
+    if engine.fused_steps == 1:
+        state, packed = body(state, None)
+        return state, packed[None]
+    return jax.lax.scan(body, state, length=engine.fused_steps)
+
+
+def decode_one(
+    model: ModelConfig, engine: EngineConfig, weights: Weights, state: DecodeState
+) -> tuple[DecodeState, Int32[Array, "B C"]]:
+    """One token for every active slot."""
+    decoder = bind(model, weights.params)
+    x, cache = _decode_layers(decoder, engine, weights, state)
+    logits = decoder.logits(x)
+    position = state.cache.length + 1  # of the token chosen now
+    with jax.named_scope("sampling"):
+        token = sampling_ops.choose(
+            logits,
+            state.sampling,
+            in_prompt=state.in_prompt,
+            counts=state.counts,
+            position=position,
+            active=state.active,
+        )
+        wanted = jnp.where(state.active, state.sampling.logprobs, -1)
+        logprob, top_ids, top_logprobs = sampling_ops.log_probabilities(
+            logits, token, wanted, top=min(engine.top_logprobs, model.vocab_size)
+        )
+
+    finite = jnp.isfinite(logits.max(axis=-1))
+    stopped = jnp.any(state.sampling.stop_ids == token[:, None], axis=-1)
+    finish = jnp.where(state.remaining <= 1, StepFinish.LENGTH, StepFinish.RUNNING)
+    finish = jnp.where(stopped, StepFinish.STOP, finish)
+    finish = jnp.where(finite, finish, StepFinish.NOT_FINITE).astype(jnp.int32)
+    packed = pack(
+        token=token,
+        epoch=state.epoch,
+        step=state.step,
+        finish=finish,
+        emitted=state.active,
+        logprob=logprob,
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
+    )
+    rows = jnp.arange(token.shape[0])
+    new_state = _replace(
+        state,
+        cache=cache,
+        token=jnp.where(state.active, token, state.token),
+        active=state.active & (finish == StepFinish.RUNNING),
+        remaining=state.remaining - state.active,
+        step=state.step + 1,
+        counts=state.counts.at[rows, token].add(state.active.astype(jnp.int32)),
+    )
+    return new_state, packed
+
+
+def _decode_layers(
+    decoder: Decoder, engine: EngineConfig, weights: Weights, state: DecodeState
+) -> tuple[Float[Array, "B D"], KVCache]:
+    model, length = decoder.config, state.cache.length
+    rotations = {kind: rotation_at(table, length) for kind, table in weights.rope.items()}
+    x = decoder.embedded(state.token)
+    keys, values = [], []
+    for index, layer in enumerate(decoder.layers):
+        layout = layer_layout(model, engine, index)
+        kind = model.layer_kind(index)
+        to_sinks = rotation_at(weights.rope[kind], layout.sink_query_position(length))
+
+        def attend(q, k, v, index=index, layout=layout, here=rotations[kind], to_sinks=to_sinks):
+            cache_k, cache_v = state.cache.k[index], state.cache.v[index]
+            k, v = rotate(k, here).astype(cache_k.dtype), v.astype(cache_v.dtype)
+            out = ring_attention(
+                rotate(q, here),
+                rotate(q, to_sinks),
+                k,
+                v,
+                cache_k,
+                cache_v,
+                layout.visible(length),
+                sinks=layout.sinks,
+                scale=model.score_scale,
+                softcap=model.attn_softcap,
+            )
+            column = layout.column(length)
+            # The write depends on what attention read: XLA:CPU then needs no copy of the cache. It
+            # also keeps what is not finite out of the cache.
+            write = state.active & jnp.isfinite(out).all(axis=(1, 2))
+            return out, (_write(cache_k, k, column, write), _write(cache_v, v, column, write))
+
+        x, (k, v) = layer(x, attend)
+        keys.append(k)
+        values.append(v)
+    length = length + state.active
+    return x, KVCache(k=tuple(keys), v=tuple(values), length=length)
+
+
+def _write(
+    cache: Float[Array, "B K S H"],
+    new: Float[Array, "B K H"],
+    column: Int32[Array, "B"],
+    write: Bool[Array, "B"],
+) -> Float[Array, "B K S H"]:
+    """The cache with one column of each row replaced, in place where the cache is donated."""
+
+    def row(cache, new, column, write):
+        old = jax.lax.dynamic_slice_in_dim(cache, column, 1, axis=1)
+        new = jnp.where(write, new[:, None], old)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, column, axis=1)
+
+    return jax.vmap(row)(cache, new, column, write)
+
+
+def _replace(state: DecodeState, **changes) -> DecodeState:
+    fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
+    return DecodeState(**(fields | changes))

@@ -1,0 +1,65 @@
+"""absl flags that every command shares. Defaults and help come from EngineConfig itself."""
+
+import dataclasses
+import re
+from typing import Any
+
+from absl import flags
+
+from tpustream.config import EngineConfig
+from tpustream.config.engine import DTYPES, EMITTERS
+from tpustream.weights.resolve import DEFAULT_MODEL
+
+_CHOICES = {"emitter": EMITTERS, "dtype": DTYPES}
+_HIDDEN = ("stop_ids", "bias_ids", "top_logprobs")  # widths of device arrays: for code, not for a command line
+
+
+def define_model_flag(default: str | None = DEFAULT_MODEL) -> None:
+    """--model."""
+    flags.DEFINE_string(
+        "model",
+        default,
+        "What to run: a .gguf file, a folder (Hugging Face or converted), a Hugging Face id, the "
+        "embedded model's name, or random:PRESET for a preset of configs/ with random weights.",
+    )
+
+
+def define_engine_flags(**defaults: Any) -> None:
+    """One flag a field of EngineConfig; `defaults` override the dataclass's."""
+    help_of = _attribute_help(EngineConfig)
+    for field in dataclasses.fields(EngineConfig):
+        if field.name in _HIDDEN:
+            continue
+        default, text = defaults.get(field.name, field.default), help_of[field.name]
+        if field.name in _CHOICES:
+            flags.DEFINE_enum(field.name, default, _CHOICES[field.name], text)
+        elif isinstance(default, tuple):
+            flags.DEFINE_list(field.name, [str(value) for value in default], text)
+        else:
+            flags.DEFINE_integer(field.name, default, text)
+
+
+def engine_config_from_flags() -> EngineConfig:
+    """The EngineConfig that the flags spell. Raises ValueError with wanted and got."""
+    values = {}
+    for field in dataclasses.fields(EngineConfig):
+        if field.name in _HIDDEN:
+            continue
+        value = getattr(flags.FLAGS, field.name)
+        values[field.name] = _integers(field.name, value) if isinstance(value, list) else value
+    return EngineConfig(**values)
+
+
+def _integers(name: str, texts: list[str]) -> tuple[int, ...]:
+    """Numbers of a list flag; `--mesh=data:1,model:8` is read as well as `--mesh=1,8`."""
+    try:
+        return tuple(int(text.rpartition(":")[2]) for text in texts)
+    except ValueError:
+        raise ValueError(f"--{name}: wanted integers separated by commas, got {','.join(texts)!r}") from None
+
+
+def _attribute_help(cls: type) -> dict[str, str]:
+    """Field -> its text in the Attributes section of the class docstring."""
+    section = cls.__doc__.partition("Attributes:")[2]
+    entries = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

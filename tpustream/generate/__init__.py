@@ -1,0 +1,1 @@
+"""The terminal command: one answer, or a conversation."""

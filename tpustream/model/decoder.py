@@ -1,0 +1,165 @@
+"""The decoder in flax nnx: Llama, SmolLM2, Mistral, Qwen2/3 and Gemma 2/3, chosen by ModelConfig.
+
+Layers work on rows of embeddings `[rows, D]`: the tokens of one prompt, or one token of every slot.
+They know nothing of caches: a caller hands in `attend`, gets what it kept, and both prefill and
+decode stay in one model. Parameters are declared with shape and logical axes side by side, and
+stored `[out..., in...]`, the order of the files that they come from.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from tpustream.config import ModelConfig
+from tpustream.core.params import ParamSpec
+from tpustream.ops.matmul import project
+
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+"""(q [rows N H], k [rows K H], v [rows K H]), not rotated -> (out [rows N H], what the caller keeps)."""
+
+
+def _param(shape: tuple[int, ...], axes: tuple[str, ...], *, keep_float32: bool = False) -> nnx.Param:
+    spec = ParamSpec(shape=shape, axes=axes, keep_float32=keep_float32)
+    return nnx.Param(jnp.zeros(shape, jnp.float32), spec=spec)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019); `scale` is the whole multiplier."""
+
+    def __init__(self, size: int, axis: str, epsilon: float):
+        self.scale = _param((size,), (axis,), keep_float32=True)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * inverse * self.scale[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections of grouped-query attention; the attending itself is the caller's."""
+
+    def __init__(self, c: ModelConfig):
+        query, key = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        of_query, of_key = ("heads", "head_dim"), ("kv_heads", "head_dim")
+        self.q = _param((*query, c.embed_dim), (*of_query, "embed"))
+        self.k = _param((*key, c.embed_dim), (*of_key, "embed"))
+        self.v = _param((*key, c.embed_dim), (*of_key, "embed"))
+        self.o = _param((c.embed_dim, *query), ("embed", *of_query))
+        self.has_bias, self.has_norm = c.qkv_bias, c.qk_norm
+        if c.qkv_bias:
+            self.q_bias = _param(query, of_query, keep_float32=True)
+            self.k_bias = _param(key, of_key, keep_float32=True)
+            self.v_bias = _param(key, of_key, keep_float32=True)
+        if c.qk_norm:
+            self.q_norm = RMSNorm(c.head_dim, "head_dim", c.norm_eps)
+            self.k_norm = RMSNorm(c.head_dim, "head_dim", c.norm_eps)
+
+    def __call__(self, x: Float[Array, "rows D"], attend: Attend) -> tuple[Float[Array, "rows D"], Any]:
+        q, k, v = (project(x, w[...], out_dtype=x.dtype) for w in (self.q, self.k, self.v))
+        if self.has_bias:
+            q, k, v = ((a + b[...]).astype(x.dtype) for a, b in
+                       ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))  # fmt: skip
+        if self.has_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out, kept = attend(q, k, v)
+        return project(out, self.o[...], out_dtype=x.dtype), kept
+
+
+class FeedForward(nnx.Module):
+    """Gated feed-forward (Shazeer 2020): SwiGLU or GeGLU."""
+
+    def __init__(self, c: ModelConfig):
+        self.gate = _param((c.ffw_dim, c.embed_dim), ("ffw", "embed"))
+        self.up = _param((c.ffw_dim, c.embed_dim), ("ffw", "embed"))
+        self.down = _param((c.embed_dim, c.ffw_dim), ("embed", "ffw"))
+        self.activation = c.activation
+
+    def __call__(self, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
+        gate = project(x, self.gate[...], out_dtype=x.dtype)
+        up = project(x, self.up[...], out_dtype=x.dtype)
+        active = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        return project(active * up, self.down[...], out_dtype=x.dtype)
+
+
+class Layer(nnx.Module):
+    """One pre-norm block, with Gemma's second norms where the model has them."""
+
+    def __init__(self, c: ModelConfig):
+        def norm() -> RMSNorm:
+            return RMSNorm(c.embed_dim, "embed", c.norm_eps)
+
+        self.attn_norm, self.attn = norm(), Attention(c)
+        self.mlp_norm, self.mlp = norm(), FeedForward(c)
+        self.has_post_norms = c.post_norms
+        if c.post_norms:
+            self.post_attn_norm, self.post_mlp_norm = norm(), norm()
+
+    def __call__(self, x: Float[Array, "rows D"], attend: Attend) -> tuple[Float[Array, "rows D"], Any]:
+        with jax.named_scope("attention"):
+            attended, kept = self.attn(self.attn_norm(x), attend)
+            x = x + (self.post_attn_norm(attended) if self.has_post_norms else attended)
+        with jax.named_scope("feed_forward"):
+            fed = self.mlp(self.mlp_norm(x))
+            return x + (self.post_mlp_norm(fed) if self.has_post_norms else fed), kept
+
+
+class Embedding(nnx.Module):
+    """Rows of the vocabulary; the output head too, where it is tied."""
+
+    def __init__(self, c: ModelConfig):
+        self.table = _param((c.vocab_size, c.embed_dim), ("vocab", "embed"))
+
+
+class Head(nnx.Module):
+    """The output projection of a model that does not tie it to the embedding."""
+
+    def __init__(self, c: ModelConfig):
+        self.kernel = _param((c.vocab_size, c.embed_dim), ("vocab", "embed"))
+
+
+class Decoder(nnx.Module):
+    """Embedding, L layers, final norm and head."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.embed = Embedding(config)
+        self.layers = nnx.List([Layer(config) for _ in range(config.num_layers)])
+        self.final_norm = RMSNorm(config.embed_dim, "embed", config.norm_eps)
+        if not config.tie_embeddings:
+            self.head = Head(config)
+
+    def embedded(self, tokens: Int32[Array, "rows"]) -> Float[Array, "rows D"]:
+        """Rows of the embedding table, scaled."""
+        rows = self.embed.table[...][tokens]
+        # Gemma rounds the scale to the dtype before it multiplies.
+        return rows * jnp.asarray(self.config.embed_scale, rows.dtype)
+
+    def logits(self, x: Float[Array, "rows D"]) -> Float[Array, "rows V"]:
+        """Final norm and head, float32, soft-capped where the model is (Gemma 2)."""
+        with jax.named_scope("head"):
+            kernel = self.embed.table if self.config.tie_embeddings else self.head.kernel
+            logits = project(self.final_norm(x), kernel[...], out_dtype=jnp.float32)
+            cap = self.config.final_softcap
+            return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
+    """Dotted name -> ParamSpec of every parameter: the contract of all weight loaders."""
+    _, state = _abstract(config)
+    return {".".join(map(str, path)): leaf.get_metadata()["spec"] for path, leaf in nnx.to_flat_state(state)}
+
+
+def bind(config: ModelConfig, params: Mapping[str, Array]) -> Decoder:
+    """A Decoder over a flat dict of arrays by dotted name. Cheap: done while a step is traced."""
+    graph, state = _abstract(config)
+    flat = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config)))

@@ -1,0 +1,1 @@
+"""Array functions that the engine stands on: ring index rules, rotation, attention."""

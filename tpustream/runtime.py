@@ -1,0 +1,161 @@
+"""load_runtime: from a model's name to an engine that is warm and running, with progress on the way.
+
+The one place where all parts meet: weights, mesh, compiled steps, token queue, tokenizer.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.errors import ModelError
+from tpustream.engine.compile import CompiledSteps, Placer, compile_steps
+from tpustream.engine.emitters import TokenQueue, resolve_emitter
+from tpustream.engine.engine import Engine
+from tpustream.engine.state import Weights
+from tpustream.model.decoder import param_specs
+from tpustream.model.sharding import ShardingRules, make_mesh
+from tpustream.ops.rope import rope_table
+from tpustream.text.tokenizer import Tokenizer, load_tokenizer
+from tpustream.weights.cache import cache_folder
+from tpustream.weights.load import load_params
+from tpustream.weights.resolve import ModelFiles, resolve_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A model that is ready to stream.
+
+    Attributes:
+      name: what clients call the model.
+      engine: started; `engine.stop()` ends it.
+      tokenizer: text to ids and back.
+      model_config: the model's shape.
+    """
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer
+    model_config: ModelConfig
+
+
+def load_runtime(model: str, config: EngineConfig, *, quiet: bool = False) -> Runtime:
+    """Resolve, load, compile, warm up and start.
+
+    Args:
+      model: as `weights.resolve.resolve_model` takes it; it must come with a tokenizer.
+      quiet: no progress on stderr.
+
+    Raises:
+      ModelError: the model cannot be found, read, or streamed as text.
+      ValueError: the devices do not suit `config.mesh`.
+    """
+    enable_compile_cache()
+    files = resolve_model(model)
+    if files.tokenizer is None:
+        raise ModelError(f"{files.name}: wanted a model with a tokenizer, got weights alone")
+    tokenizer = load_tokenizer(files.tokenizer)
+    engine = build_engine(files, config, eos_ids=sorted(tokenizer.eos_ids), quiet=quiet)
+    engine.start()
+    return Runtime(name=files.name, engine=engine, tokenizer=tokenizer, model_config=files.config)
+
+
+def build_engine(
+    files: ModelFiles,
+    config: EngineConfig,
+    *,
+    eos_ids: Sequence[int] = (),
+    devices: Sequence[jax.Device] | None = None,
+    quiet: bool = False,
+) -> Engine:
+    """An engine with its weights loaded and every step compiled and run once; not started.
+
+    Weights are read while the steps compile: the compiler needs shapes, not numbers.
+    """
+    placer = make_placer(files.config, config, devices)
+    tokens = TokenQueue(resolve_emitter(config, placer.mesh.devices.flat[0].platform))
+    with ThreadPoolExecutor(1) as pool, _compile_bar(quiet) as report:
+        loading = pool.submit(load_weights, files, placer, quiet=quiet)
+        steps = compile_steps(placer, emit=tokens.emit, progress=report)
+        weights = loading.result()
+    _warm_up(placer, weights, steps)
+    return Engine(
+        model=files.config, config=config, weights=weights, steps=steps, tokens=tokens, eos_ids=eos_ids
+    )
+
+
+def make_placer(
+    model: ModelConfig, config: EngineConfig, devices: Sequence[jax.Device] | None = None
+) -> Placer:
+    """Where everything of this model lies on the mesh that `config` asks for."""
+    mesh = make_mesh(config.mesh, devices)
+    platform = mesh.devices.flat[0].platform
+    # bfloat16 arithmetic on XLA:CPU is ten times slower than float32.
+    auto = "float32" if platform == "cpu" else "bfloat16"
+    dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
+    return Placer(model=model, engine=config, mesh=mesh, rules=ShardingRules(), dtype=dtype)
+
+
+def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed: int = 0) -> Weights:
+    """The weights on the devices, with the tables of rotations that the model needs."""
+    specs = param_specs(placer.model)
+    params = load_params(
+        files,
+        specs,
+        dtype=placer.dtype,
+        sharding_of=lambda name: placer.param(specs[name]).sharding,
+        progress=not quiet,
+        seed=seed,
+    )
+    config = placer.model
+    kinds = {config.layer_kind(layer): config.layer_rope(layer) for layer in range(config.num_layers)}
+    rope = {kind: rope_table(rope, config.head_dim) for kind, rope in sorted(kinds.items())}
+    return Weights(params=params, rope=jax.device_put(rope, placer.replicated))
+
+
+def enable_compile_cache() -> None:
+    """Keep compiled executables between starts, unless the user has said where or whether."""
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
+    """Run every executable once, so that the first request finds code and memory in place."""
+    state = steps.initial_state()
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), placer.admission())
+    zero = zeros.slot
+    for bucket in placer.engine.buckets:
+        prefix = steps.prefill[bucket](weights, jnp.zeros(bucket, jnp.int32), zero)
+        state = steps.release(steps.insert[bucket](prefix, state, zeros), zero, zero)
+    jax.block_until_ready(steps.decode(weights, state))
+
+
+def _compile_bar(quiet: bool) -> "_CompileBar":
+    return _CompileBar(disable=quiet)
+
+
+class _CompileBar:
+    """A progress bar that speaks the compiler's (name, done, total)."""
+
+    def __init__(self, *, disable: bool):
+        interval = 0.2 if sys.stderr.isatty() else 10.0
+        self._bar = tqdm(desc="compile", unit="step", disable=disable, mininterval=interval, position=1)
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        return self._report
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def _report(self, name: str, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.set_postfix_str(name, refresh=False)
+        self._bar.update(done - self._bar.n)

@@ -1,0 +1,95 @@
+"""The last step of every generating route: requests go to the engine, an answer comes back."""
+
+import dataclasses
+import secrets
+from collections.abc import Sequence
+
+from fastapi import Request as HttpRequest
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from tpustream.core.errors import InvalidRequest, context_exceeded
+from tpustream.core.request import Request, SamplingParams
+from tpustream.serve.body import MAX_BODY_BYTES
+from tpustream.serve.replies import Dialect, Heading, stream_reply, whole_reply
+from tpustream.serve.sampling import for_choice
+from tpustream.serve.schema import GenerationRequest
+from tpustream.serve.service import ServedEngine, Service
+from tpustream.serve.tokens import Generation
+from tpustream.serve.transport import EventStream, unary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a server behaves over time.
+
+    Attributes:
+      keep_alive: seconds of silence after which a stream gets a comment.
+      max_body_bytes: of a request.
+    """
+
+    keep_alive: float = 5.0
+    max_body_bytes: int = MAX_BODY_BYTES
+
+
+async def answer(
+    http: HttpRequest,
+    service: Service,
+    settings: Settings,
+    body: GenerationRequest,
+    *,
+    prompts: Sequence[Sequence[int]],
+    param: str,
+    sampling: SamplingParams,
+    dialect: Dialect,
+    id_prefix: str,
+) -> Response:
+    """Generate `body.n` choices for each prompt, streamed or at once as `body` says.
+
+    Choices are numbered prompt by prompt. `prompts` have passed `check_prompt`; `param` is the field
+    that they come from. Raises InvalidRequest, ApiError or EngineStopped; after a stream began, errors
+    are part of it.
+    """
+    runtime = service.ready()
+    choices = body.n or 1
+    identifier = id_prefix + secrets.token_hex(12)
+    requests = []
+    for prompt in prompts:
+        room = runtime.engine.max_prompt - len(prompt)
+        for choice in range(choices):
+            requests.append(
+                Request(
+                    id=f"{identifier}-{len(requests)}",
+                    prompt=tuple(prompt),
+                    sampling=for_choice(sampling, choice, room),
+                )
+            )
+    service.check_room(len(requests), "n" if len(prompts) == 1 else param)
+    options = body.stream_options
+    heading = Heading(
+        id=identifier,
+        model=service.check_model(body.model),
+        fingerprint=service.fingerprint,
+        include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+    )
+    generation = Generation(service, runtime, requests, prompt_tokens=sum(map(len, prompts)))
+    if body.stream:
+        return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))
+
+    async def whole() -> bytes:
+        return to_json(await whole_reply(generation, dialect, heading))
+
+    return await unary(generation, whole(), http.receive)
+
+
+def check_prompt(engine: ServedEngine, prompt: Sequence[int], param: str) -> None:
+    """Raise InvalidRequest, naming `param`, for token ids that the engine cannot take."""
+    if not prompt:
+        raise InvalidRequest(f"{param}: wanted at least one token, got an empty prompt", param=param)
+    if len(prompt) > engine.max_prompt:
+        raise context_exceeded(engine.max_prompt, len(prompt), param)
+    low, high = min(prompt), max(prompt)
+    if low < 0 or high >= engine.vocab_size:
+        wrong = low if low < 0 else high
+        raise InvalidRequest(f"{param}: wanted token ids in 0..{engine.vocab_size - 1}, got {wrong}", param=param)

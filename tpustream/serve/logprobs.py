@@ -1,0 +1,66 @@
+"""Log-probabilities as the two dialects write them. Bytes are raw; joined they give the text."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from tpustream.core.request import TextToken
+from tpustream.text.vocabulary import Tokenizer
+
+LEAST = -9999.0  # what OpenAI writes for next to impossible; JSON has no infinity
+
+
+def chat_logprobs(tokens: Sequence[TextToken], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The `logprobs` object of a chat choice, for tokens that carry log-probabilities."""
+    content = []
+    for token in tokens:
+        entry = _chat_entry(token.id, token.bytes, token.logprobs.chosen, tokenizer)
+        entry["top_logprobs"] = [
+            _chat_entry(id, tokenizer.token_bytes(id), value, tokenizer) for id, value in token.logprobs.top
+        ]
+        content.append(entry)
+    return {"content": content, "refusal": None}
+
+
+class CompletionLogprobs:
+    """Writes the `logprobs` objects of one text completion choice, part after part.
+
+    `text_offset` counts characters of the choice's text; tokens that share a character share its
+    offset. `start` is the length of the text before the first token, an echoed prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: int = 0):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = start
+
+    def part(self, tokens: Sequence[TextToken]) -> dict[str, Any]:
+        """The object for the next tokens; they carry log-probabilities."""
+        out: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for token in tokens:
+            label = self._label(token.id, token.bytes)
+            chosen = max(token.logprobs.chosen, LEAST)
+            top = {}
+            for id, value in token.logprobs.top:
+                # Two tokens may look alike; the likelier one, which comes first, keeps the name.
+                top.setdefault(self._label(id, self._tokenizer.token_bytes(id)), max(value, LEAST))
+            top.setdefault(label, chosen)  # OpenAI: the sampled token is always among them
+            out["tokens"].append(label)
+            out["token_logprobs"].append(chosen)
+            out["top_logprobs"].append(top)
+            out["text_offset"].append(self._offset)
+            self._offset += len(self._decoder.decode(token.bytes))
+        return out
+
+    def _label(self, id: int, raw: bytes) -> str:
+        if not raw:
+            return self._tokenizer.token_text(id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)  # OpenAI's form
+
+
+def _chat_entry(id: int, raw: bytes, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    label = raw.decode(errors="replace") if raw else tokenizer.token_text(id)
+    return {"token": label, "logprob": max(value, LEAST), "bytes": list(raw)}

@@ -1,0 +1,44 @@
+"""GET routes: which model is served, whether the process lives, whether it can answer."""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from tpustream.serve.service import Service
+
+
+def model_routes(service: Service) -> APIRouter:
+    """/v1/models, /health and /ready of `service`."""
+    router = APIRouter()
+    created = int(time.time())
+
+    def describe(name: str) -> dict[str, Any]:
+        context = service.ready().engine.max_prompt
+        return {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "tpustream",
+            "max_model_len": context,
+        }
+
+    @router.get("/v1/models", summary="The served model, under all its names")
+    async def models() -> dict[str, Any]:
+        service.ready()
+        return {"object": "list", "data": [describe(name) for name in service.names]}
+
+    @router.get("/v1/models/{name:path}", summary="One model")
+    async def model(name: str) -> dict[str, Any]:
+        service.ready()
+        return describe(service.check_model(name))
+
+    @router.get("/health", summary="The process is alive")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready", summary="Requests are answered; 503 with the reason while they are not")
+    async def ready() -> dict[str, str]:
+        return {"status": "ready", "model": service.ready().name}
+
+    return router

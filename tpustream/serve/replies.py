@@ -1,0 +1,157 @@
+"""From Deltas to what goes over the wire, streamed or at once, for either dialect.
+
+A dialect says what a choice looks like; the order of chunks, usage, errors, keep-alives and the end
+of a stream are the same for all and live here. Objects on this path are plain dicts.
+"""
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from pydantic_core import to_json
+
+from tpustream.core.request import Delta, FinishReason
+from tpustream.serve.errors import SERVER, ApiError, envelope
+from tpustream.serve.tokens import Generation
+
+KEEP_ALIVE = b": keep-alive\n\n"
+GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+
+
+class Dialect(Protocol):
+    """How one API writes its choices. One instance answers one request."""
+
+    whole_object: str
+    chunk_object: str
+
+    def whole_choice(self, index: int, answer: Delta) -> dict[str, Any]:
+        """The choice of an answer that is given at once; `answer` holds all of it."""
+
+    def chunk_choice(self, index: int, delta: Delta, first: bool) -> dict[str, Any]:
+        """The choice of one chunk; `first` for the first chunk of this index."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heading:
+    """What every object of one response repeats.
+
+    Attributes:
+      id: of the response, in every chunk.
+      created: seconds since 1970.
+      include_usage: a last chunk with the usage; the other chunks say `usage: null`.
+      continuous_usage: the usage so far on every chunk.
+    """
+
+    id: str
+    model: str
+    fingerprint: str
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+    def object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """A response object or chunk of this response."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+
+async def whole_reply(generation: Generation, dialect: Dialect, heading: Heading) -> dict[str, Any]:
+    """The response object of an answer given at once. Raises ApiError 500 when a stream fails."""
+    parts: dict[int, list[Delta]] = {index: [] for index in generation.open}
+    while generation.open:
+        for index, delta in await generation.next(None):
+            parts[index].append(delta)
+            if delta.finish is not None and delta.finish not in GOOD_ENDS:
+                raise ApiError(500, failure_message(delta), type=SERVER, code="generation_failed")
+    choices = [dialect.whole_choice(index, merge(deltas)) for index, deltas in parts.items()]
+    return heading.object(dialect.whole_object, choices) | {"usage": generation.usage()}
+
+
+async def stream_reply(
+    generation: Generation, dialect: Dialect, heading: Heading, keep_alive: float
+) -> AsyncIterator[bytes]:
+    """Server-sent events of an answer, several joined where several came at once.
+
+    A chunk is sent when there is text to show or the choice ends; tokens without text wait for it. A
+    comment is sent when nothing was for `keep_alive` seconds. A failed choice ends the whole stream
+    with an error event: no chunk pretends that it stopped.
+    """
+    events = EventWriter()
+    waiting: dict[int, list[Delta]] = {index: [] for index in generation.open}
+    started: set[int] = set()
+    due = time.monotonic() + keep_alive
+    while generation.open:
+        deltas = await generation.next(max(0.0, due - time.monotonic()))
+        out = bytearray()
+        for index, delta in deltas:
+            if delta.finish is not None and delta.finish not in GOOD_ENDS:
+                failed = envelope(failure_message(delta), type=SERVER, code="generation_failed")
+                yield bytes(out) + events.event(failed) + events.done()
+                return
+            waiting[index].append(delta)
+            if not delta.text and delta.finish is None:
+                continue
+            ready = merge(waiting[index])
+            waiting[index].clear()
+            choice = dialect.chunk_choice(index, ready, index not in started)
+            started.add(index)
+            chunk = heading.object(dialect.chunk_object, [choice])
+            if heading.continuous_usage:
+                chunk["usage"] = generation.usage()
+            elif heading.include_usage:
+                chunk["usage"] = None
+            out += events.event(chunk)
+        if not out and time.monotonic() >= due:
+            out += KEEP_ALIVE
+        if out:
+            due = time.monotonic() + keep_alive
+            yield bytes(out)
+    if heading.include_usage:
+        yield events.event(heading.object(dialect.chunk_object, []) | {"usage": generation.usage()})
+    yield events.done()
+
+
+class EventWriter:
+    """Numbers and encodes the events of one stream; ids count from 0."""
+
+    def __init__(self):
+        self._next = 0
+
+    def event(self, data: dict[str, Any]) -> bytes:
+        """One event with a JSON object."""
+        return self._event(to_json(data))
+
+    def done(self) -> bytes:
+        """The event that ends every stream."""
+        return self._event(b"[DONE]")
+
+    def _event(self, data: bytes) -> bytes:
+        number = self._next
+        self._next += 1
+        return b"id: %d\ndata: %b\n\n" % (number, data)
+
+
+def merge(deltas: list[Delta]) -> Delta:
+    """One Delta that says what `deltas` say one after another; at least one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    return Delta(
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        finish=last.finish,
+        stop_reason=last.stop_reason,
+        error=last.error,
+    )
+
+
+def failure_message(delta: Delta) -> str:
+    """What to tell the client of a stream that did not end well."""
+    return delta.error or "The stream was cancelled by the server"

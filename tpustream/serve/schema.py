@@ -1,0 +1,111 @@
+"""The requests of OpenAI's chat and text completions, as far as this server honours them.
+
+Types are strict: a string or a boolean is no number. Fields that nobody knows are accepted and have
+no effect; fields that clients know and this server cannot honour are refused (see `refused`).
+Ranges are checked by `core.request.SamplingParams`.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+MAX_CHOICES = 16
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+
+
+class OpenModel(BaseModel):
+    """Strict about types, open to more fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class StreamOptions(OpenModel):
+    """What a stream carries beside text.
+
+    Attributes:
+      include_usage: one more chunk at the end, with `choices: []` and the usage.
+      continuous_usage_stats: the usage so far on every chunk (vLLM's extension).
+    """
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(OpenModel):
+    """Fields that both dialects share. `None` always means the default.
+
+    Attributes:
+      model: name of the served model; the only one when absent.
+      top_k, min_p, repetition_penalty, stop_token_ids, ignore_eos: vLLM's extensions.
+      n: choices for each prompt.
+    """
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: FiniteFloat | None = None
+    top_p: FiniteFloat | None = None
+    top_k: int | None = None
+    min_p: FiniteFloat | None = None
+    repetition_penalty: FiniteFloat | None = None
+    frequency_penalty: FiniteFloat | None = None
+    presence_penalty: FiniteFloat | None = None
+    logit_bias: dict[str, FiniteFloat] | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class ContentPart(OpenModel):
+    """One part of a message's content. Only `type: "text"` is honoured."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(OpenModel):
+    """One message of a conversation."""
+
+    role: str
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+    name: str | None = None
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions.
+
+    Attributes:
+      max_completion_tokens: OpenAI's newer name of max_tokens.
+      logprobs, top_logprobs: log-probabilities of the tokens, and of that many alternatives.
+      chat_template_kwargs: more variables for the chat template (vLLM's extension).
+    """
+
+    messages: Annotated[list[Message], Field(fail_fast=True)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions.
+
+    Attributes:
+      prompt: a text, token ids, or a list of either.
+      echo: the prompt's text comes first.
+      logprobs: log-probabilities of the tokens and of that many alternatives.
+    """
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
+    echo: bool | None = None
+    best_of: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

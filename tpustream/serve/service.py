@@ -1,0 +1,127 @@
+"""What the routes share: the runtime once it is loaded, and who may come in.
+
+A Service is loading, ready, failed or draining. It counts the streams in flight, so that a queue
+that would grow too long says no at once, and it knows every generation, so that a shutdown can end
+them in order. It lives on one event loop; only `attach` and `fail` may be called from elsewhere.
+"""
+
+import hashlib
+from typing import Protocol
+
+from tpustream import __version__
+from tpustream.config import EngineConfig
+from tpustream.control.engine_stream import TokenEngine
+from tpustream.serve.errors import ApiError, unavailable
+from tpustream.text.chat_template import ChatTemplate
+from tpustream.text.vocabulary import Tokenizer
+
+RETRY_LOADING = 5
+RETRY_FULL = 1
+RETRY_DRAINING = 30
+MAX_WAITING = 128
+
+
+class ServedEngine(TokenEngine, Protocol):
+    """What serving asks of an engine."""
+
+    config: EngineConfig
+    max_prompt: int
+    vocab_size: int
+
+
+class ServedRuntime(Protocol):
+    """A loaded model: `tpustream.runtime.Runtime` is one."""
+
+    engine: ServedEngine
+    tokenizer: Tokenizer
+    name: str
+
+
+class Endable(Protocol):
+    """A generation, as a shutdown sees it."""
+
+    def end(self, reason: str) -> None: ...
+
+
+class Service:
+    """State of one server.
+
+    Args:
+      max_waiting: streams that may wait beyond the engine's slots.
+      names: what clients may call the model, the first one is reported; () means its own name.
+
+    Attributes:
+      runtime: None until `attach`.
+      chat_template: the model's, None until `attach`.
+      failure: why loading failed, or None.
+      in_flight: streams admitted and not yet at their end.
+      generations: what is being answered.
+    """
+
+    def __init__(self, *, max_waiting: int = MAX_WAITING, names: tuple[str, ...] = ()):
+        if max_waiting < 0:
+            raise ValueError(f"max_waiting: wanted >= 0, got {max_waiting}")
+        self.max_waiting = max_waiting
+        self.runtime: ServedRuntime | None = None
+        self.chat_template: ChatTemplate | None = None
+        self.names = names
+        self.fingerprint = ""
+        self.failure: str | None = None
+        self.in_flight = 0
+        self.generations: set[Endable] = set()
+        self._draining = False
+
+    def attach(self, runtime: ServedRuntime) -> None:
+        """The model is loaded: from now on requests are answered."""
+        tokenizer = runtime.tokenizer
+        self.chat_template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+        self.names = self.names or (runtime.name,)
+        identity = repr((runtime.name, runtime.engine.config, __version__))
+        self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self.runtime = runtime  # last: what sees it may use all of the above
+
+    def fail(self, reason: str) -> None:
+        """Loading failed: requests are told so."""
+        self.failure = reason
+
+    def ready(self) -> ServedRuntime:
+        """The runtime. Raises ApiError 503 with the reason while there is none to use."""
+        if self._draining:
+            raise unavailable("The server is shutting down", RETRY_DRAINING, "shutting_down")
+        if self.failure is not None:
+            raise unavailable(f"The model could not be loaded: {self.failure}", RETRY_DRAINING, "load_failed")
+        if self.runtime is None:
+            raise unavailable("The model is still loading", RETRY_LOADING, "loading")
+        return self.runtime
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer with. Raises ApiError 404 for a model that is not served."""
+        if name is None:
+            return self.names[0]
+        if name not in self.names:
+            message = f"The model {name!r} does not exist; this server has {', '.join(map(repr, self.names))}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return name
+
+    def check_room(self, streams: int, param: str) -> None:
+        """Whether `streams` more may come. Raises ApiError: 429 not now, 400 never."""
+        room = self.ready().engine.config.slots + self.max_waiting
+        if streams > room:
+            raise ApiError(400, f"{param}: wanted at most {room} choices in all, got {streams}", param=param)
+        if self.in_flight + streams > room:
+            raise ApiError(
+                429,
+                f"The queue is full: {self.in_flight} streams in flight of at most {room}",
+                type="rate_limit_error",
+                code="queue_full",
+                headers={"Retry-After": str(RETRY_FULL)},
+            )
+
+    def refuse_new(self) -> None:
+        """From now on nobody comes in; who is in may finish."""
+        self._draining = True
+
+    def end_all(self, reason: str) -> None:
+        """End every generation with an error that says `reason`."""
+        for generation in tuple(self.generations):
+            generation.end(reason)
