@@ -11,9 +11,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 
-jax.config.update("jax_numpy_rank_promotion", "allow")
-jax.config.update("jax_numpy_dtype_promotion", "standard")
+# Compilation makes the first example slow, and a fixed seed makes a failure repeatable.
+settings.register_profile("tpustream", deadline=None, derandomize=True)
+settings.load_profile("tpustream")
 
 
 @pytest.fixture(scope="session")

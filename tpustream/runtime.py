@@ -129,7 +129,9 @@ def enable_compile_cache() -> None:
 
 def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
     """Run every executable once, so that the first request finds code and memory in place."""
-    state = steps.initial_state()
+    # Steps below 0 are rehearsal: the token queue begins at step 0, so what they call is dropped.
+    rehearsal = jnp.int32(-placer.engine.fused_steps)
+    state = dataclasses.replace(steps.initial_state(), step=jax.device_put(rehearsal, placer.replicated))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), placer.admission())
     zero = zeros.slot
     for bucket in placer.engine.buckets:

@@ -47,14 +47,14 @@ def attend(
     heads = query.shape[0]
     group = heads // columns[0][1].shape[0]
     sink_position = position if ring is None else min(position, sinks + ring - 1)
+    near, far = (rotate(query, seen_from * frequencies, magnitude) for seen_from in (position, sink_position))
+    keys = [rotate(key, column * frequencies, magnitude) for column, key, _ in columns]
     out = np.zeros(query.shape)
     for head in range(heads):
         scores = []
-        for column, key, _ in columns:
-            seen_from = sink_position if column < sinks else position
-            rotated_query = rotate(query[head], seen_from * frequencies, magnitude)
-            rotated_key = rotate(key[head // group], column * frequencies, magnitude)
-            score = float(rotated_query @ rotated_key) * scale
+        for (column, _, _), key in zip(columns, keys, strict=True):
+            rotated_query = far[head] if column < sinks else near[head]
+            score = float(rotated_query @ key[head // group]) * scale
             scores.append(score if softcap is None else softcap * math.tanh(score / softcap))
         weights = np.exp(np.array(scores) - max(scores))
         weights /= weights.sum()

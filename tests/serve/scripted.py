@@ -20,6 +20,8 @@ TEMPLATE = (
     "{% if shout %}LOUD{% endif %}a:"
 )
 
+FAILURE = TokenEvent(finish=FinishReason.ERROR, error="NaN in logits")
+
 Step = int | float | TokenEvent
 Script = Callable[[Request], Sequence[Step]]
 
@@ -108,8 +110,9 @@ class ScriptedEngine:
                 if isinstance(step, float):
                     continue
                 event = TokenEvent(token=step) if isinstance(step, int) else step
-                if event.token is not None and request.sampling.logprobs is not None:
-                    event = dataclasses.replace(event, logprobs=logprobs_of(event.token, request.sampling.logprobs))
+                wanted = request.sampling.logprobs
+                if event.token is not None and wanted is not None:
+                    event = dataclasses.replace(event, logprobs=logprobs_of(event.token, wanted))
                 left -= 1
                 if left == 0 and event.finish is None:
                     event = dataclasses.replace(event, finish=FinishReason.LENGTH)

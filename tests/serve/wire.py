@@ -43,9 +43,9 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
     return text
 
 
-def send_raw(port: int, path: str, body: bytes, headers: str = "Content-Type: application/json\r\n") -> socket.socket:
+def send_raw(port: int, path: str, body: bytes) -> socket.socket:
     """A connection that has sent a POST and not yet read the answer."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=5)
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body)
+    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(f"POST {path} HTTP/1.1\r\n{headers}\r\n".encode() + body)
     return connection

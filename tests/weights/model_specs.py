@@ -1,7 +1,57 @@
-"""Parameter specifications of a decoder, written out for the loaders' tests."""
+"""Small decoders of every family: their shapes, parameter specifications and random parameters."""
 
-from tpustream.config import ModelConfig
+import math
+
+import numpy as np
+
+from tpustream.config import ModelConfig, RopeConfig
 from tpustream.core.params import ParamSpec
+
+# pairwise distinct, so that no transposition hides
+_SIZES = {"num_layers": 3, "embed_dim": 26, "ffw_dim": 38, "num_heads": 6, "num_kv_heads": 2, "head_dim": 10,
+          "vocab_size": 47, "context_length": 64}  # fmt: skip
+_GEMMA = {"activation": "gelu_tanh", "tie_embeddings": True, "post_norms": True, "norm_eps": 1e-6,
+          "embed_scale": math.sqrt(26), "window": 7}  # fmt: skip
+
+FAMILIES = {
+    "llama": ModelConfig(name="llama", **_SIZES, rope=RopeConfig(base=5e5, kind="llama3", factor=8.0)),
+    "mistral": ModelConfig(name="mistral", **_SIZES, window=7, layer_pattern=("local",)),
+    "qwen2": ModelConfig(name="qwen2", **_SIZES, qkv_bias=True, tie_embeddings=True),
+    "qwen3": ModelConfig(
+        name="qwen3",
+        **_SIZES,
+        qk_norm=True,
+        rope=RopeConfig(base=1e6, kind="yarn", factor=4.0, original_context=16),
+    ),
+    "gemma2": ModelConfig(
+        name="gemma2",
+        **_SIZES,
+        **_GEMMA,
+        attn_softcap=50.0,
+        final_softcap=30.0,
+        layer_pattern=("local", "global"),
+    ),
+    "gemma3": ModelConfig(
+        name="gemma3",
+        **_SIZES,
+        **_GEMMA,
+        qk_norm=True,
+        rope=RopeConfig(base=1e6, kind="linear", factor=8.0),
+        local_rope=RopeConfig(),
+        layer_pattern=("local",),
+    ),
+}
+
+
+def random_params(c: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """A float32 array for every parameter; norms are multiples of 2**-8 in [0.5, 2), exact less one."""
+    generator = np.random.default_rng(seed)
+    out = {}
+    for name, spec in specs_of(c).items():
+        out[name] = generator.standard_normal(spec.shape).astype(np.float32)
+        if name.endswith(".scale"):
+            out[name] = (generator.integers(128, 512, spec.shape) / 256).astype(np.float32)
+    return out
 
 
 def specs_of(c: ModelConfig) -> dict[str, ParamSpec]:

@@ -131,7 +131,10 @@ def lower_steps(placer: Placer, emit: steps.Emit | None) -> Iterator[tuple[str, 
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
         return functools.partial(jitted.lower, *arguments)
 
-    decode = functools.partial(steps.decode, model, engine, emit=emit)
+    def emit_whole(packed):
+        emit(jax.lax.with_sharding_constraint(packed, placer.replicated))
+
+    decode = functools.partial(steps.decode, model, engine, emit=emit and emit_whole)
     yield "decode", lowered(decode, (weights, state), donate=1, out=(of_state, placer.replicated))
     scalar = placer.tokens(1)
     scalar = jax.ShapeDtypeStruct((), scalar.dtype, sharding=scalar.sharding)

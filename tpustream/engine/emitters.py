@@ -83,7 +83,8 @@ class TokenQueue:
         io_callback(self._called, None, packed, ordered=False)
 
     def _called(self, packed) -> None:
-        self._arrived.put(packed)
+        # A copy: the argument is a view of the device's buffer, which the next step writes over.
+        self._arrived.put(np.array(packed))
 
     def _wait(self, _: Deliver, fail: Fail) -> None:
         while (packed := self._results.get()) is not None:

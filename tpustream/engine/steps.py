@@ -16,7 +16,7 @@ from tpustream.core.token_batch import StepFinish
 from tpustream.engine import sampling as sampling_ops
 from tpustream.engine.packing import pack
 from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, Weights
-from tpustream.model.decoder import Decoder, bind
+from tpustream.model.decoder import bind
 from tpustream.ops.attention import causal_attention, ring_attention
 from tpustream.ops.ring import RingLayout, layer_layout
 from tpustream.ops.rope import rotate, rotation_at
@@ -131,9 +131,7 @@ def decode_one(
     model: ModelConfig, engine: EngineConfig, weights: Weights, state: DecodeState
 ) -> tuple[DecodeState, Int32[Array, "B C"]]:
     """One token for every active slot."""
-    decoder = bind(model, weights.params)
-    x, cache = _decode_layers(decoder, engine, weights, state)
-    logits = decoder.logits(x)
+    logits, cache = next_logits(model, engine, weights, state)
     position = state.cache.length + 1  # of the token chosen now
     with jax.named_scope("sampling"):
         token = sampling_ops.choose(
@@ -177,10 +175,11 @@ def decode_one(
     return new_state, packed
 
 
-def _decode_layers(
-    decoder: Decoder, engine: EngineConfig, weights: Weights, state: DecodeState
-) -> tuple[Float[Array, "B D"], KVCache]:
-    model, length = decoder.config, state.cache.length
+def next_logits(
+    model: ModelConfig, engine: EngineConfig, weights: Weights, state: DecodeState
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """Logits after each slot's newest token, and the cache with that token written."""
+    decoder, length = bind(model, weights.params), state.cache.length
     rotations = {kind: rotation_at(table, length) for kind, table in weights.rope.items()}
     x = decoder.embedded(state.token)
     keys, values = [], []
@@ -213,8 +212,8 @@ def _decode_layers(
         x, (k, v) = layer(x, attend)
         keys.append(k)
         values.append(v)
-    length = length + state.active
-    return x, KVCache(k=tuple(keys), v=tuple(values), length=length)
+    cache = KVCache(k=tuple(keys), v=tuple(values), length=length + state.active)
+    return decoder.logits(x), cache
 
 
 def _write(

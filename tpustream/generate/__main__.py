@@ -35,7 +35,7 @@ TEMPERATURE = flags.DEFINE_float(
 )
 TOP_K = flags.DEFINE_integer("top_k", DEFAULTS.top_k, "Sample from the k likeliest tokens; 0 for all.")
 TOP_P = flags.DEFINE_float("top_p", DEFAULTS.top_p, "Sample from the likeliest tokens that reach p together.")
-MIN_P = flags.DEFINE_float("min_p", DEFAULTS.min_p, "Drop tokens less likely than this share of the likeliest.")
+MIN_P = flags.DEFINE_float("min_p", DEFAULTS.min_p, "Drop tokens below this share of the likeliest.")
 REPETITION_PENALTY = flags.DEFINE_float(
     "repetition_penalty", DEFAULTS.repetition_penalty, "Above 1: tokens already seen get less likely."
 )
@@ -88,9 +88,7 @@ def converse(runtime: ServedRuntime, sampling: SamplingParams) -> int:
     """Talk until the user leaves; the exit code."""
     if runtime.tokenizer.chat_template is None:
         raise ValueError(f"{runtime.name} has no chat template; give --prompt")
-    chat = Chat(
-        runtime, sampling, system=SYSTEM.value, out=sys.stdout, notes=sys.stderr, stats=STATS.value
-    )
+    chat = Chat(runtime, sampling, system=SYSTEM.value, out=sys.stdout, notes=sys.stderr, stats=STATS.value)
     if sys.stdin.isatty():
         print(f"{runtime.name}: /help lists commands, Ctrl-D leaves.", file=sys.stderr)
     chat.loop(line_reader())

@@ -35,8 +35,8 @@ class Answer:
         """One line: time to first token, tokens, and tokens a second after the first."""
         if self.first_token is None:
             return "no tokens"
-        rate = f"{(self.tokens - 1) / self.seconds:.1f} tok/s" if self.tokens > 1 and self.seconds else "- tok/s"
-        return f"TTFT {self.first_token * 1000:.0f} ms, {self.tokens} tokens, {rate}"
+        rate = f"{(self.tokens - 1) / self.seconds:.1f}" if self.seconds else "-"
+        return f"TTFT {self.first_token * 1000:.0f} ms, {self.tokens} tokens, {rate} tok/s"
 
 
 def encode_messages(runtime: ServedRuntime, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -74,9 +74,7 @@ class Chat:
         self._asked += 1
         try:
             prompt = encode_messages(self._runtime, system + asked)
-            answer = show_answer(
-                self._runtime, prompt, sampling, id=f"terminal-{self._asked}", out=self._out
-            )
+            answer = show_answer(self._runtime, prompt, sampling, id=f"terminal-{self._asked}", out=self._out)
         except InvalidRequest as error:
             hint = " Use /reset to begin anew." if error.code == "context_length_exceeded" else ""
             self._note(f"error: {error}{hint}")

@@ -23,7 +23,9 @@ EXPECTED = (ValueError, OSError, ImportError, EngineStopped)
 define_model_flag()
 define_engine_flags()
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
-PORT = flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+PORT = flags.DEFINE_integer(
+    "port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535
+)
 WAITING = flags.DEFINE_integer(
     "max_waiting", MAX_WAITING, "Streams that may wait beyond the slots; more get a 429.", lower_bound=0
 )

@@ -92,4 +92,5 @@ def check_prompt(engine: ServedEngine, prompt: Sequence[int], param: str) -> Non
     low, high = min(prompt), max(prompt)
     if low < 0 or high >= engine.vocab_size:
         wrong = low if low < 0 else high
-        raise InvalidRequest(f"{param}: wanted token ids in 0..{engine.vocab_size - 1}, got {wrong}", param=param)
+        last = engine.vocab_size - 1
+        raise InvalidRequest(f"{param}: wanted token ids in 0..{last}, got {wrong}", param=param)

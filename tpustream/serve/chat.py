@@ -46,9 +46,7 @@ def chat_routes(service: Service, settings: Settings) -> APIRouter:
                     param="chat_template_kwargs",
                 )
         # Rendering and encoding a long conversation takes long enough to hold up every stream.
-        prompt = await asyncio.to_thread(
-            encode_chat, runtime, service.chat_template, messages, variables
-        )
+        prompt = await asyncio.to_thread(encode_chat, runtime, service.chat_template, messages, variables)
         return await answer(
             http,
             service,
@@ -109,7 +107,9 @@ def _text(message: Message, where: str) -> str:
         if part.type != "text":
             path = f"{where}[{position}].type"
             raise InvalidRequest(
-                f"{path}: this server supports 'text', got {part.type!r}", param=path, code="unsupported_content"
+                f"{path}: this server supports 'text', got {part.type!r}",
+                param=path,
+                code="unsupported_content",
             )
         if part.text is None:
             path = f"{where}[{position}].text"

@@ -128,8 +128,11 @@ def install_error_handlers(app: FastAPI) -> None:
         kind = INVALID if error.status_code < 500 else SERVER
         return error_response(ApiError(error.status_code, message, type=kind, headers=error.headers))
 
-    async def on_unexpected(_: Request, error: Exception) -> Response:
-        return error_response(ApiError(500, f"Internal error: {type(error).__name__}", type=SERVER))
+    async def on_unexpected(request: Request, error: Exception) -> Response:
+        headers = {"X-Request-Id": request.state.request_id}
+        return error_response(
+            ApiError(500, f"Internal error: {type(error).__name__}", type=SERVER, headers=headers)
+        )
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(InvalidRequest, on_invalid_request)

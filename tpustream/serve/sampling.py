@@ -19,7 +19,8 @@ def chat_sampling(request: ChatRequest, vocab_size: int) -> SamplingParams:
         raise InvalidRequest("top_logprobs: wanted logprobs to be true as well", param="top_logprobs")
     newer, older = request.max_completion_tokens, request.max_tokens
     if newer is not None and newer < 0:
-        raise InvalidRequest(f"max_completion_tokens: wanted >= 0, got {newer}", param="max_completion_tokens")
+        field = "max_completion_tokens"
+        raise InvalidRequest(f"{field}: wanted >= 0, got {newer}", param=field)
     return _sampling(
         request,
         vocab_size,

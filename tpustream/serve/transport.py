@@ -36,7 +36,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until they end, or until the client leaves."""
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            await send(start)
             await until_gone(self._pump(send), receive)
         except asyncio.CancelledError:
             # Only a shutdown whose patience is over cancels a response: a client that does not read.
@@ -75,7 +76,11 @@ async def until_gone(work: Awaitable[Result], receive: Receive) -> Result | None
 
 
 class RequestIds:
-    """Middleware: every response carries X-Request-Id, the client's own or a new one."""
+    """Middleware: every response carries X-Request-Id, the client's own or a new one.
+
+    Kept as `request.state.request_id` for the handler of unexpected errors, which answers from outside
+    of all middleware.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -87,6 +92,8 @@ class RequestIds:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -32,7 +32,7 @@ class BPETokenizer(Tokenizer):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(folder / "tokenizer.json"))
-        write_folder(folder, self._settings, {})
+        write_folder(folder, self._settings, tokenizer_class="PreTrainedTokenizerFast")
 
     def _encode_text(self, text: str, parse_special: bool) -> list[int]:
         backend = self._backend if parse_special else self._literal_backend

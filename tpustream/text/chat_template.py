@@ -43,6 +43,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -54,7 +55,8 @@ class ChatTemplate:
           messages: at least one, each with a role; plain JSON data.
           add_generation_prompt: end with the beginning of the assistant's answer.
           tools: function descriptions, for templates that use them.
-          variables: further names that the template sees, such as enable_thinking.
+          variables: further names that the template sees, such as enable_thinking; they replace
+            special tokens of the same name, never the messages.
 
         Raises:
           InvalidRequest: param "messages"; no template, or the template refuses the messages.
@@ -67,7 +69,6 @@ class ChatTemplate:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise _refused(f"messages[{index}]: wanted an object with a role, got {message!r}")
         try:
-            # A TypeError can be about a clash of names too, so what the template sees is made first.
             seen = {**self._special_tokens, **_plain(variables), "messages": _plain(messages)}
             seen |= {"tools": _plain(tools), "add_generation_prompt": add_generation_prompt}
             return self._template.render(seen)
@@ -82,7 +83,7 @@ def _refused(message: str) -> InvalidRequest:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
@@ -90,6 +91,13 @@ def _environment() -> jinja2.Environment:
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = _Namespace
     return environment
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Refuses an unsafe attribute at once; Jinja's own sandbox renders it as nothing until it is used."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        raise jinja2.sandbox.SecurityError(f"access to {attribute!r} of a {type(obj).__name__} is unsafe")
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -109,17 +117,18 @@ class _Namespace(jinja2.utils.Namespace):
 
     def __init__(self, /, *args: Any, **attributes: Any):
         for name in dict(*args, **attributes):
-            self._check(name)
+            _check_name(name)
         super().__init__(*args, **attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
+        _check_name(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _check(name: str) -> None:
-        if name.startswith("_"):
-            raise jinja2.sandbox.SecurityError(f"namespace: wanted a name without a leading _, got {name!r}")
+
+def _check_name(name: str) -> None:
+    # Not a method: a namespace looks its own attributes up among those of the template.
+    if name.startswith("_"):
+        raise jinja2.sandbox.SecurityError(f"namespace: wanted a name without a leading _, got {name!r}")
 
 
 def _to_json(

@@ -18,7 +18,7 @@ from tpustream.text.vocabulary import TokenizerSettings
 class AddedToken:
     """A token that was added to a finished vocabulary; a special one steers the model and is not shown."""
 
-    text: str
+    content: str
     special: bool
 
 
@@ -72,7 +72,7 @@ def read_folder(folder: Path) -> FolderSettings:
     config = read_json(folder / "tokenizer_config.json")
     special_map = read_json(folder / "special_tokens_map.json")
     roles = {role: value for role, value in {**special_map, **config}.items() if role.endswith("_token")}
-    texts = {role: _text(value) for role, value in roles.items() if role != "add_bos_token"}
+    texts = {role: _text(value) for role, value in roles.items()}
     eos = [read_json(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
     chosen = next((value for value in eos if value is not None), ())
     return FolderSettings(
@@ -82,22 +82,29 @@ def read_folder(folder: Path) -> FolderSettings:
         eos_ids=frozenset((chosen,) if isinstance(chosen, int) else chosen),
         chat_template=_chat_template(folder, config),
         added_tokens={
-            int(token): AddedToken(text=entry["content"], special=bool(entry.get("special")))
+            int(token): AddedToken(content=entry["content"], special=bool(entry.get("special")))
             for token, entry in config.get("added_tokens_decoder", {}).items()
         },
     )
 
 
-def write_folder(folder: Path, settings: TokenizerSettings, added_tokens: Mapping[int, AddedToken]) -> None:
-    """Write what `read_folder` reads back as the same settings; generation_config.json keeps the rest."""
-    config = {
-        **settings.special_tokens,
-        "add_bos_token": settings.add_bos,
-        "added_tokens_decoder": {
-            str(token): {"content": entry.text, "special": entry.special}
-            for token, entry in added_tokens.items()
-        },
-    }
+def write_folder(
+    folder: Path,
+    settings: TokenizerSettings,
+    *,
+    added_tokens: Mapping[int, AddedToken] | None = None,
+    tokenizer_class: str | None = None,
+) -> None:
+    """Write what `read_folder` reads back as the same settings; generation_config.json keeps the rest.
+
+    `tokenizer_class` is the class of transformers that reads the folder; None lets it go by the model.
+    """
+    config: dict[str, Any] = {**settings.special_tokens, "add_bos_token": settings.add_bos}
+    if added_tokens:
+        entries = {str(token): dataclasses.asdict(entry) for token, entry in added_tokens.items()}
+        config["added_tokens_decoder"] = entries
+    if tokenizer_class is not None:
+        config["tokenizer_class"] = tokenizer_class
     _write_json(folder / "tokenizer_config.json", config)
     generation = read_json(folder / "generation_config.json")
     _write_json(folder / "generation_config.json", {**generation, "eos_token_id": sorted(settings.eos_ids)})
@@ -123,7 +130,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _text(value: Any) -> str | None:
-    """Text of a special token, which is spelled as a string or as an object with its content."""
+    """Text of a special token, a string or an object with its content; None for flags like add_bos_token."""
     content = value.get("content") if isinstance(value, Mapping) else value
     return content if isinstance(content, str) else None
 

@@ -1,8 +1,8 @@
 """Pre-tokenizers of byte-level BPE vocabularies, by the names that GGUF files give them.
 
 A GGUF file holds a vocabulary and merges but only the name of the rule that cuts text into words
-before merging (llama.cpp, src/llama-vocab.cpp, `tokenizer_pre`). The rules here are those of the
-models' own tokenizer.json files. Knows nothing of vocabularies.
+before merging. Names as in llama.cpp (src/llama-vocab.cpp, `tokenizer_pre`), rules as in the models'
+own tokenizer.json files, which llama.cpp follows. Knows nothing of vocabularies.
 """
 
 import dataclasses

@@ -52,7 +52,7 @@ class SentencePieceTokenizer(Tokenizer):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.model").write_bytes(self._model)
-        write_folder(folder, self._settings, self._added_tokens)
+        write_folder(folder, self._settings, added_tokens=self._added_tokens)
 
     def _encode_text(self, text: str, parse_special: bool) -> list[int]:
         ids = []
@@ -71,7 +71,7 @@ def sentencepiece_from_model(path: Path, folder: FolderSettings) -> SentencePiec
     except DecodeError as error:
         raise ModelError(f"{path}: wanted a SentencePiece model, got: {error}") from error
     texts = {piece.piece: token for token, piece in enumerate(proto.pieces)}
-    texts |= {entry.text: token for token, entry in folder.added_tokens.items()}
+    texts |= {entry.content: token for token, entry in folder.added_tokens.items()}
     spec = proto.trainer_spec
     own = {"bos_token": (spec.bos_id, spec.bos_piece), "eos_token": (spec.eos_id, spec.eos_piece)}
     own_roles = {role: text for role, (token, text) in own.items() if texts.get(text) == token}
@@ -126,14 +126,14 @@ def _build(
         elif piece.type != TokenType.UNUSED:
             table[token] = sentencepiece_bytes(piece.piece)
     for token, entry in added.items():
-        texts[token] = entry.text
+        texts[token] = entry.content
         if entry.special:
             special.add(token)
             table[token] = b""
-            named[entry.text] = token
+            named[entry.content] = token
         elif token >= len(proto.pieces):
-            table[token] = entry.text.encode()
-            always_named[entry.text] = token
+            table[token] = entry.content.encode()
+            always_named[entry.content] = token
     try:
         return SentencePieceTokenizer(
             proto.SerializeToString(),

@@ -66,7 +66,9 @@ def save_safetensors(
 
 
 def _write(folder: Path, number: int, shard: dict[str, np.ndarray]) -> dict[str, int]:
-    save_file(shard, folder / _part(number), metadata={"format": "pt"})
+    path = folder / _part(number)
+    save_file(shard, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes files that nobody else may read
     return {name: values.nbytes for name, values in shard.items()}
 
 

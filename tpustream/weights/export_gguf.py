@@ -15,11 +15,18 @@ from tpustream.config import ModelConfig
 from tpustream.core.errors import ModelError
 from tpustream.core.params import ParamSpec
 from tpustream.weights.gguf import ROPE_FACTORS, permute_rows
-from tpustream.weights.gguf_config import llama3_factors
+from tpustream.weights.gguf_config import llama3_factors, read_gguf_config
+from tpustream.weights.hf_config import check_read_back
 from tpustream.weights.names import family, gguf_table
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
-_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3_text": "gemma3"}
+_ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+}
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
@@ -55,17 +62,27 @@ def save_gguf(
     if kind not in TYPES:
         raise ModelError(f"GGUF type: wanted one of {TYPES}, got {kind!r}")
     if family(config) not in _ARCHITECTURES:
-        raise ModelError(f"{config.name}: wanted a family of {sorted(_ARCHITECTURES)}, got {family(config)!r}")
+        raise ModelError(f"{config.name}: wanted one of {sorted(_ARCHITECTURES)}, got {family(config)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        _write(partial, config, specs, params, kind, vocabulary)
+        check_read_back("GGUF", config, read_gguf_config(partial, config.name))
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, config: ModelConfig, specs: Mapping[str, ParamSpec],
+           params: Iterable[tuple[str, jax.Array]], kind: str, vocabulary: Path) -> None:  # fmt: skip
     writer = gguf.GGUFWriter(path, _ARCHITECTURES[family(config)])
-    table = gguf_table(config, specs)
     _add_metadata(writer, config, kind)
     _copy_tokenizer(writer, vocabulary)
-    extra = {}
-    if config.rope.kind == "llama3":
-        extra[ROPE_FACTORS] = llama3_factors(config.rope, config.head_dim)
-        writer.add_tensor_info(ROPE_FACTORS, extra[ROPE_FACTORS].shape, np.dtype(np.float32), 2 * config.head_dim)
+    table = gguf_table(config, specs)
     kinds = {name: _kind(table[name].shape, kind) for name in specs}
+    factors = llama3_factors(config.rope, config.head_dim) if config.rope.kind == "llama3" else None
+    if factors is not None:
+        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
     for name in specs:
         shape, numpy_type = _byte_shape(table[name].shape, kinds[name])
         size = int(np.prod(shape)) * numpy_type.itemsize
@@ -73,8 +90,8 @@ def save_gguf(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for values in extra.values():
-        writer.write_tensor_data(values)
+    if factors is not None:
+        writer.write_tensor_data(factors)
     for expected, (name, array) in zip(specs, params, strict=True):
         if name != expected:
             raise ModelError(f"parameters: wanted the order of specs, {expected} next, got {name}")

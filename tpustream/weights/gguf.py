@@ -38,17 +38,20 @@ class GGUFSource:
             name: tuple(int(size) for size in reversed(tensor.shape))
             for name, tensor in self._tensors.items()
         }
-        self._heads = {}
-        if reader.value("general.architecture") == "llama":
-            self._heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+        permuted = reader.value("general.architecture") == "llama"
+        self._permuted = ("attn_q", "attn_k") if permuted else ()
+        self._head_dim = config.head_dim
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        """Part `index` of tensor `name` as float32. Rows that are not asked for are not dequantized."""
+        """Part `index` of tensor `name` as float32. Blocks that it does not touch are not dequantized."""
         tensor = self._tensors[name]
-        permuted = self._heads.get(name.split(".")[-2])
-        if permuted is not None:
-            return unpermute_rows(_dequantize(tensor, slice(None)), permuted)[index]
-        return _dequantize(tensor, index[0])[(slice(None), *index[1:])]
+        if name.split(".")[-2] not in self._permuted:
+            return _dequantize(tensor, index)
+        start, stop, _ = index[0].indices(self.shapes[name][0])
+        first, last = _around(start, stop, self._head_dim)
+        rows = slice(first * self._head_dim, last * self._head_dim)
+        heads = unpermute_rows(_dequantize(tensor, (rows, *index[1:])), last - first)
+        return heads[start - rows.start : stop - rows.start]
 
 
 def unpermute_rows(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -71,16 +74,24 @@ def permute_rows(rows: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _dequantize(tensor: gguf.ReaderTensor, rows: slice) -> np.ndarray:
-    """The chosen rows as float32, a block at a time: its temporaries then stay in the processor's cache."""
-    stored = tensor.data[rows]
-    width = int(tensor.shape[0])
-    out = np.empty((*stored.shape[:-1], width), np.float32)
-    if stored.ndim == 1:
-        out[:] = gguf.quants.dequantize(stored, tensor.tensor_type)
-        return out
-    step = max(1, _BLOCK_ELEMENTS // width)
-    for start in range(0, len(stored), step):
-        block = slice(start, start + step)
-        out[block] = gguf.quants.dequantize(stored[block], tensor.tensor_type)
-    return out
+def _around(start: int, stop: int, size: int) -> tuple[int, int]:
+    """Numbers of the first block of `size` that start..stop touches, and of the one after the last."""
+    return start // size, -(-stop // size)
+
+
+def _dequantize(tensor: gguf.ReaderTensor, index: Index) -> np.ndarray:
+    """A part of a tensor as float32, some rows at a time: temporaries then stay in the processor's cache."""
+    kind, data = tensor.tensor_type, tensor.data
+    sizes = [int(size) for size in reversed(tensor.shape)]
+    if len(sizes) == 1:
+        return np.array(gguf.quants.dequantize(data, kind)[index[0]], np.float32)
+    (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip(index, sizes, strict=True))
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    first, last = _around(left, right, block)
+    unit = block_bytes // data.itemsize  # quantized tensors are seen as bytes, plain ones as numbers
+    out = np.empty((bottom - top, (last - first) * block), np.float32)
+    step = max(1, _BLOCK_ELEMENTS // out.shape[1])
+    for row in range(top, bottom, step):
+        part = data[row : min(row + step, bottom), first * unit : last * unit]
+        out[row - top : row - top + len(part)] = gguf.quants.dequantize(part, kind)
+    return out[:, left - first * block : right - first * block]

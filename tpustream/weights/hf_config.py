@@ -3,6 +3,7 @@
 Written in the fields of transformers 4, which version 5 reads too.
 """
 
+import dataclasses
 from typing import Any
 
 from tpustream.config import ModelConfig, RopeConfig
@@ -62,7 +63,7 @@ def hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         out["final_logit_softcapping"] = config.final_softcap
     if config.local_rope is not None:
         out["rope_local_base_freq"] = config.local_rope.base
-    _check(config, out)
+    check_read_back(f"Hugging Face's {model_type}", config, model_config_from_hf(out, config.name))
     return out
 
 
@@ -88,14 +89,15 @@ def _rope_scaling(rope: RopeConfig) -> dict[str, Any]:
     return {"rope_scaling": scaling}
 
 
-def _check(config: ModelConfig, out: dict[str, Any]) -> None:
-    """What is written must read back as the same shape, else the family cannot express it."""
-    back = model_config_from_hf(out, config.name).to_dict()
-    wanted = config.to_dict()
-    differing = sorted(key for key in back.keys() | wanted.keys() if back.get(key) != wanted.get(key))
-    if differing:
-        field = differing[0]
-        raise ModelError(
-            f"{config.name}: {field}: wanted what Hugging Face's {out['model_type']} can express "
-            f"({back.get(field)}), got {wanted.get(field)}"
-        )
+def check_read_back(written: str, wanted: ModelConfig, back: ModelConfig) -> None:
+    """Raise ModelError, naming the first field that differs, unless a written model reads back the same.
+
+    Args:
+      written: the form that was written, for the message.
+      wanted: what was written.
+      back: what was read.
+    """
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(wanted, field.name), getattr(back, field.name)
+        if ours != theirs:
+            raise ModelError(f"{wanted.name}: {field.name}: wanted what {written} can express, got {ours}")

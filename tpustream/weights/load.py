@@ -69,7 +69,7 @@ def iterate_params(
     sharding_of: ShardingOf,
     seed: int = 0,
 ) -> Iterator[tuple[str, jax.Array]]:
-    """`load_params` one parameter at a time, so that a converter need not hold them all.
+    """`load_params` one parameter at a time, in the order of `specs`, for who need not hold them all.
 
     The checks are done before the first one. Orbax alone is restored at once, at the first step.
     """
@@ -80,7 +80,7 @@ def iterate_params(
         )
     if files.format == "orbax":
         check_tensors(str(files.path), own_table(specs), orbax_shapes(files.path))
-        return iter(restore_orbax(files.path, _targets(specs, dtype, sharding_of)).items())
+        return _restored(files, specs, dtype, sharding_of)
     source: TensorSource
     if files.format == "gguf":
         source, table = GGUFSource(files.path, files.config), gguf_table(files.config, specs)
@@ -121,17 +121,24 @@ def _place(source: TensorSource, stored: Stored, spec: ParamSpec, dtype: jnp.dty
            sharding: jax.sharding.Sharding | None) -> jax.Array:  # fmt: skip
     if sharding is None:
         whole = tuple(slice(0, size) for size in spec.shape)
-        return jax.device_put(read_shard(source, stored, spec.shape, whole).astype(dtype))
+        return jax.device_put(read_shard(source, stored, spec.shape, whole).astype(dtype, copy=False))
     # devices that hold the same shard (replicas) share one read
     parts: dict[tuple, np.ndarray] = {}
 
     def shard(index: Index) -> np.ndarray:
         key = tuple(part.indices(size)[:2] for part, size in zip(index, spec.shape, strict=True))
         if key not in parts:
-            parts[key] = read_shard(source, stored, spec.shape, index).astype(dtype)
+            parts[key] = read_shard(source, stored, spec.shape, index).astype(dtype, copy=False)
         return parts[key]
 
     return jax.make_array_from_callback(spec.shape, sharding, shard)
+
+
+def _restored(files: ModelFiles, specs: Mapping[str, ParamSpec], dtype: DTypeLike,
+              sharding_of: ShardingOf) -> Iterator[tuple[str, jax.Array]]:  # fmt: skip
+    params = restore_orbax(files.path, _targets(specs, dtype, sharding_of))
+    for name in specs:
+        yield name, params.pop(name)
 
 
 def _targets(specs: Mapping[str, ParamSpec], dtype: DTypeLike, sharding_of: ShardingOf) -> dict:

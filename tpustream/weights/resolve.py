@@ -118,8 +118,8 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(
-            f"{name}: wanted a Hugging Face repository (or a folder of that name), got: {reason[0]} "
+            f"{name}: wanted a Hugging Face repository (or a folder of that name), got: {reason}. "
             "Without a network only models in the cache can be used."
         ) from error

@@ -1,0 +1,78 @@
+"""What the executables show: caches in place, and nothing compiled after start."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny import TINY, collect, request, submit, tiny_engine
+from tpustream.config import EngineConfig
+from tpustream.engine.compile import lower_steps
+from tpustream.engine.emitters import TokenQueue
+from tpustream.engine.state import cache_bytes
+from tpustream.runtime import make_placer
+
+RING = 2048  # a layer's cache is then far larger than any temporary
+_COPY = re.compile(r"= (\w+)\[([\d,]*)\]\S* copy\(")
+
+
+def _copied_bytes(text: str) -> list[int]:
+    shapes = [[int(size) for size in dims.split(",") if size] for _, dims in _COPY.findall(text)]
+    return [4 * int(np.prod(shape)) for shape in shapes]
+
+
+@pytest.mark.parametrize("emitter", ["transfer", "callback"])
+@pytest.mark.parametrize(("slots", "fused_steps"), [(1, 1), (4, 1), (1, 4), (4, 4)])
+def test_decode_keeps_the_cache_in_place(slots, fused_steps, emitter):
+    """All cache bytes are aliased, no cache-sized array is copied, no temporary is that large."""
+    config = EngineConfig(slots=slots, ring_length=RING, fused_steps=fused_steps, prefill_buckets=(RING,))
+    placer = make_placer(TINY, config, jax.devices()[:1])
+    lowered = dict(lower_steps(placer, TokenQueue(emitter).emit))
+    layer = cache_bytes(placer.state()) // (2 * TINY.num_layers)
+    # With one slot, what insert puts into it is as large as the cache.
+    for name in ("decode", "release", *((f"insert {RING}",) if slots > 1 else ())):
+        compiled = lowered[name]().compile()
+        memory = compiled.memory_analysis()
+        assert memory.alias_size_in_bytes >= cache_bytes(placer.state()), name
+        assert max(_copied_bytes(compiled.as_text()), default=0) < layer, name
+        if name == "decode":
+            assert memory.temp_size_in_bytes < layer
+
+
+def test_fifty_different_requests_compile_nothing():
+    """Lengths, sampling settings and stops are data: after start the compiler is never called."""
+    config = EngineConfig(slots=3, ring_length=64, prefill_buckets=(8, 32), emitter="transfer")
+    engine = tiny_engine(config, eos_ids=(3,))
+    compiled = []
+
+    def listen(event: str, *_, **__) -> None:
+        if "backend_compile" in event or "jaxpr_trace" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    rng = np.random.default_rng(0)
+    streams = []
+    for number in range(50):
+        sampling = {
+            "max_tokens": int(rng.integers(1, 20)),
+            "temperature": float(rng.choice([0.0, 0.7, 1.3])),
+            "top_k": int(rng.choice([0, 5])),
+            "top_p": float(rng.choice([1.0, 0.8])),
+            "min_p": float(rng.choice([0.0, 0.1])),
+            "repetition_penalty": float(rng.choice([1.0, 1.2])),
+            "frequency_penalty": float(rng.choice([0.0, 0.5])),
+            "presence_penalty": float(rng.choice([0.0, 0.5])),
+            "logit_bias": {7: 2.0} if number % 3 == 0 else {},
+            "seed": int(rng.integers(2**63)),
+            "stop_token_ids": (11,) if number % 4 == 0 else (),
+            "ignore_eos": number % 5 == 0,
+            "logprobs": [None, 0, 5][number % 3],
+        }
+        prompt = rng.integers(0, TINY.vocab_size, rng.integers(1, 65)).tolist()
+        streams.append(submit(engine, request(prompt, request_id=str(number), **sampling)))
+    for events in streams:
+        collect(events)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    engine.stop()
+    assert compiled == []

@@ -1,0 +1,160 @@
+"""The engine's loop: turns, cancellation, seeds, failure. Nobody hangs and nothing is lost."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import pytest
+
+from tests.tiny import TINY, collect, generate, request, submit, tiny_engine, tiny_files
+from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.request import FinishReason
+
+ENDLESS = 10**6
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """Two slots of 64 columns."""
+    built = tiny_engine()
+    yield built
+    built.stop()
+
+
+def test_more_requests_than_slots_wait_their_turn(engine):
+    """Nine requests on two slots all end, each with the tokens that it gets alone."""
+    prompts = [tuple(range(1, 2 + n)) for n in range(9)]
+    alone = [generate(engine, request(prompt)) for prompt in prompts]
+    streams = [submit(engine, request(prompt, request_id=str(n))) for n, prompt in enumerate(prompts)]
+    assert [[event.token for event in collect(events)[0]] for events in streams] == alone
+
+
+def test_a_seed_gives_the_same_tokens_in_any_company(engine):
+    """Alone, beside another stream, and on another slot; another seed differs."""
+    sampled = {"temperature": 1.5, "max_tokens": 30}
+    alone = generate(engine, request((1, 2, 3), seed=7, **sampled))
+    other = submit(engine, request((9, 9), request_id="other", max_tokens=ENDLESS))
+    assert generate(engine, request((1, 2, 3), seed=7, **sampled)) == alone
+    engine.cancel("other")
+    collect(other)
+    assert generate(engine, request((1, 2, 3), seed=8, **sampled)) != alone
+
+
+def test_max_tokens_and_stop_tokens_end_a_stream(engine):
+    """LENGTH after exactly max_tokens; STOP at a stop token, which is the last event."""
+    events, finish = collect(submit(engine, request((4, 5), max_tokens=6)))
+    assert finish == FinishReason.LENGTH and len(events) == 6
+    stop = events[3].token
+    first = next(n for n, event in enumerate(events) if event.token == stop)
+    events, finish = collect(submit(engine, request((4, 5), max_tokens=6, stop_token_ids=(stop,))))
+    assert finish == FinishReason.STOP and len(events) == first + 1
+
+
+@pytest.mark.parametrize("cancelled", ["running", "waiting"])
+def test_a_cancelled_request_ends_once_and_frees_its_place(engine, cancelled):
+    """Its last event says CANCELLED, and the next request gets the slot."""
+    streams = [submit(engine, request((n + 1,), request_id=f"c{n}", max_tokens=ENDLESS)) for n in range(3)]
+    for events in streams[:2]:
+        events.get(timeout=60)
+    victim = 0 if cancelled == "running" else 2
+    engine.cancel(f"c{victim}")
+    assert collect(streams[victim])[1] == FinishReason.CANCELLED
+    if cancelled == "running":
+        streams[2].get(timeout=60)
+    for number in range(3):
+        engine.cancel(f"c{number}")  # the victim's second cancel is ignored
+    for number in {0, 1, 2} - {victim}:
+        assert collect(streams[number])[1] == FinishReason.CANCELLED
+    assert len(generate(engine, request((1,)))) == 8
+    assert all(events.empty() for events in streams)
+
+
+def test_a_host_side_stop_is_a_stop(engine):
+    """The reason that comes with a command is the reason of the last event."""
+    events = submit(engine, request((1,), max_tokens=ENDLESS))
+    events.get(timeout=60)
+    engine.cancel("r", FinishReason.STOP)
+    assert collect(events)[1] == FinishReason.STOP
+
+
+BAD = [
+    ({"prompt": ()}, "prompt"),
+    ({"prompt": (TINY.vocab_size,)}, "prompt"),
+    ({"prompt": (1,) * 65}, "messages"),
+    ({"temperature": -1.0}, "temperature"),
+    ({"temperature": math.nan}, "temperature"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"logit_bias": {-1: 1.0}}, "logit_bias"),
+    ({"logit_bias": {1: 101.0}}, "logit_bias"),
+    ({"stop_token_ids": tuple(range(50))}, "stop_token_ids"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"seed": None}, "seed"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD, ids=str)
+def test_what_cannot_be_honoured_is_refused_by_name(engine, fields, param):
+    """The error names the field, says wanted and got, and the next request works."""
+    prompt = fields.get("prompt", (1,))
+    sampling = {name: value for name, value in fields.items() if name != "prompt"}
+    with pytest.raises(InvalidRequest) as error:
+        submit(engine, request(prompt, **sampling))
+    assert error.value.param == param
+    assert len(generate(engine, request((1,)))) == 8
+
+
+def test_an_id_in_flight_is_refused(engine):
+    """Two streams cannot share an id."""
+    events = submit(engine, request((1,), max_tokens=ENDLESS))
+    with pytest.raises(InvalidRequest, match="in flight"):
+        submit(engine, request((1,)))
+    engine.cancel("r")
+    collect(events)
+
+
+def test_stop_ends_streams_and_refuses_new_ones():
+    """Running and waiting streams get their last event; submit says why it refuses."""
+    engine = tiny_engine()
+    streams = [submit(engine, request((1,), request_id=str(n), max_tokens=ENDLESS)) for n in range(4)]
+    streams[0].get(timeout=60)
+    engine.stop()
+    assert [collect(events)[1] for events in streams] == [FinishReason.CANCELLED] * 4
+    with pytest.raises(EngineStopped, match="stopped"):
+        submit(engine, request((1,)))
+    engine.stop()
+
+
+def test_logits_that_are_not_finite_end_one_request():
+    """The stream that met them ends with an error; its neighbour and its successor are untouched."""
+    engine = tiny_engine()
+    wanted = generate(engine, request((1, 2), max_tokens=30))
+    params = dict(engine._weights.params)
+    params["embed.table"] = params["embed.table"].at[5].set(jnp.nan)
+    params["head.kernel"] = engine._weights.params["embed.table"]
+    engine.stop()
+
+    engine = tiny_engine(files=tiny_files(dataclasses.replace(TINY, tie_embeddings=False)), params=params)
+    neighbour = submit(engine, request((1, 2), request_id="n", max_tokens=30))
+    events, finish = collect(submit(engine, request((3, 5, 7))))
+    assert finish == FinishReason.ERROR and "not finite" in events[-1].error
+    assert [event.token for event in collect(neighbour)[0]] == wanted
+    assert generate(engine, request((1, 2), max_tokens=30)) == wanted
+    engine.stop()
+
+
+def test_a_failing_step_ends_every_stream_with_its_reason():
+    """An error of the engine reaches every client, and later requests are refused."""
+    engine = tiny_engine()
+
+    def broken(*_):
+        raise RuntimeError("the device is gone")
+
+    engine._steps = dataclasses.replace(engine._steps, decode=broken)
+    streams = [submit(engine, request((1,), request_id=str(n))) for n in range(3)]
+    for events in streams:
+        last = collect(events)[0][-1]
+        assert last.finish == FinishReason.ERROR and "the device is gone" in last.error
+    with pytest.raises(EngineStopped, match="the device is gone"):
+        submit(engine, request((1,)))
+    engine.stop()

@@ -1,0 +1,61 @@
+"""Logits of every supported family equal transformers', in prefill and in decode."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.goldens.families import FAMILIES, golden
+from tests.tiny import family, request
+from tpustream.config import EngineConfig
+from tpustream.core.plan import Placement
+from tpustream.engine import steps
+from tpustream.engine.admission import admission, padded_prompt
+from tpustream.engine.state import empty_state
+
+ENGINE = EngineConfig(slots=3, ring_length=64, prefill_buckets=(32,))
+SLOT = 1
+PREFILLED = 19  # tokens; the rest is fed one by one
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_equal_transformers(name, tmp_path):
+    """Within 1e-4 relative, for whole prompts and for tokens fed one by one after a prefix."""
+    placer, weights = family(name, tmp_path, ENGINE)
+    score = jax.jit(functools.partial(steps.prompt_logits, placer.model))
+    wanted = golden(name)
+    for tokens, logits in zip(wanted.tokens, wanted.logits, strict=True):
+        padded = np.zeros(len(wanted.tokens[0]), np.int32)
+        padded[: len(tokens)] = tokens
+        _assert_close(score(weights, padded)[: len(tokens)], logits)
+    tokens, logits = wanted.tokens[0], wanted.logits[0]
+    _assert_close(_decoded(placer, weights, tokens), logits[PREFILLED:])
+
+
+def _decoded(placer, weights, tokens) -> np.ndarray:
+    """Logits after each token from PREFILLED on, from the decode step of slot SLOT."""
+    model = placer.model
+    wanted = request(tokens[: PREFILLED + 1].tolist(), max_tokens=100)
+    placement = Placement(request=wanted, slot=SLOT, epoch=1)
+
+    @jax.jit
+    def filled(weights, prompt, length, arrays):
+        prefix, _ = steps.prefill(model, weights, prompt, length)
+        return steps.insert(model, ENGINE, prefix, empty_state(model, ENGINE, placer.dtype), arrays)
+
+    arrays = admission(placement, model, ENGINE, ())
+    state = filled(weights, padded_prompt(wanted, 32), np.int32(PREFILLED), arrays)
+    step = jax.jit(functools.partial(steps.next_logits, model, ENGINE))
+    rows = []
+    for token in tokens[PREFILLED:]:
+        state = dataclasses.replace(state, token=state.token.at[SLOT].set(int(token)))
+        logits, cache = step(weights, state)
+        state = dataclasses.replace(state, cache=cache)
+        rows.append(np.asarray(logits[SLOT]))
+    return np.stack(rows)
+
+
+def _assert_close(got, wanted) -> None:
+    assert np.abs(np.asarray(got) - wanted).max() <= 1e-4 * np.abs(wanted).max()

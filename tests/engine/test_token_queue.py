@@ -1,0 +1,130 @@
+"""Every token reaches its owner once, in order, and nobody else."""
+
+import queue
+import threading
+
+import numpy as np
+import pytest
+
+from tests.tiny import request
+from tpustream.core.plan import Placement
+from tpustream.core.request import FinishReason
+from tpustream.core.token_batch import StepFinish
+from tpustream.engine.emitters import TokenQueue
+from tpustream.engine.packing import pack, unpack
+from tpustream.engine.routing import Router
+
+
+def _packed(step: int, *, epochs=(1, 1), finish=(0, 0), emitted=(True, True)) -> np.ndarray:
+    """Tokens 100 + step and 200 + step."""
+    return np.asarray(
+        pack(
+            token=np.array([100 + step, 200 + step], np.int32),
+            epoch=np.array(epochs, np.int32),
+            step=np.int32(step),
+            finish=np.array(finish, np.int32),
+            emitted=np.array(emitted),
+            logprob=np.array([-0.5, -1.5], np.float32),
+            top_ids=np.array([[7], [8]], np.int32),
+            top_logprobs=np.array([[-0.25], [-0.75]], np.float32),
+        )
+    )
+
+
+class _Result:
+    """Stands for the device array of a dispatch, ready when told."""
+
+    def __init__(self, steps):
+        self._steps, self.ready = np.stack([_packed(step) for step in steps]), threading.Event()
+
+    def copy_to_host_async(self):
+        pass
+
+    def __array__(self, *_, **__):
+        self.ready.wait(60)
+        return self._steps
+
+
+def test_packing_is_undone_by_unpacking():
+    """Every field survives, floats to the bit."""
+    batch = unpack(_packed(3, epochs=(4, 5), finish=(0, StepFinish.LENGTH), emitted=(False, True)))
+    assert batch.step == 3
+    assert batch.token.tolist() == [103, 203] and batch.epoch.tolist() == [4, 5]
+    assert batch.emitted.tolist() == [False, True] and batch.finish.tolist() == [0, StepFinish.LENGTH]
+    assert batch.logprob.tolist() == [-0.5, -1.5]
+    assert batch.top_ids.tolist() == [[7], [8]] and batch.top_logprobs.tolist() == [[-0.25], [-0.75]]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 3, 2), (3, 2, 1, 0), (0, 0, 2, 2, 1), ()])
+def test_steps_arrive_once_and_in_order_however_callbacks_come(order):
+    """Late, early, doubled or lost callbacks: the dispatch's result fills what is missing."""
+    tokens, got = TokenQueue("callback"), queue.SimpleQueue()
+    tokens.start(lambda batch: got.put(batch.step), lambda error: got.put(error))
+    result = _Result(range(4))
+    tokens.reserve()
+    tokens.dispatched(result)
+    for step in order:
+        tokens._called(_packed(step))
+    result.ready.set()
+    tokens.stop()
+    assert [got.get(timeout=60) for _ in range(4)] == [0, 1, 2, 3] and got.empty()
+
+
+def test_a_token_leaves_before_its_dispatch_ends():
+    """With callbacks the first token is delivered while the device still runs the others."""
+    tokens, got = TokenQueue("callback"), queue.SimpleQueue()
+    tokens.start(lambda batch: got.put(batch.step), got.put)
+    result = _Result(range(4))
+    tokens.dispatched(result)
+    tokens._called(_packed(0))
+    assert got.get(timeout=60) == 0
+    result.ready.set()
+    tokens.stop()
+
+
+def test_only_two_dispatches_are_in_flight():
+    """The third waits until one is read, so that a cancelled slot is free soon."""
+    tokens = TokenQueue("transfer")
+    tokens.start(lambda batch: None, lambda error: None)
+    results = [_Result([step]) for step in range(3)]
+    reserved = threading.Semaphore(0)
+
+    def dispatch():
+        for result in results:
+            tokens.reserve()
+            reserved.release()
+            tokens.dispatched(result)
+
+    thread = threading.Thread(target=dispatch)
+    thread.start()
+    assert reserved.acquire(timeout=60) and reserved.acquire(timeout=60)
+    assert not reserved.acquire(timeout=0.2)
+    results[0].ready.set()
+    assert reserved.acquire(timeout=60)
+    for result in results:
+        result.ready.set()
+    thread.join(60)
+    tokens.stop()
+
+
+def test_an_unknown_emitter_is_refused():
+    """Wanted and got."""
+    with pytest.raises(ValueError, match="wanted 'callback' or 'transfer', got 'pigeon'"):
+        TokenQueue("pigeon")
+
+
+def test_a_token_of_an_old_epoch_reaches_nobody():
+    """A slot's late token is dropped after a new request took the slot."""
+    finished, got = [], {"a": [], "b": []}
+    router = Router(2, lambda slot, epoch: finished.append((slot, epoch)))
+    first, second = request((1,), request_id="a"), request((1,), request_id="b")
+    router.open(first, got["a"].append)
+    router.open(second, got["b"].append)
+    router.place(Placement(request=first, slot=0, epoch=1))
+    router.deliver(unpack(_packed(0, epochs=(1, 9), finish=(StepFinish.STOP, 0))))
+    router.place(Placement(request=second, slot=0, epoch=2))
+    router.deliver(unpack(_packed(1, epochs=(1, 9))))
+    router.deliver(unpack(_packed(2, epochs=(2, 9))))
+    assert [event.token for event in got["a"]] == [100] and got["a"][0].finish == FinishReason.STOP
+    assert [event.token for event in got["b"]] == [102]
+    assert finished == [(0, 1)]

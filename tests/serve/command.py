@@ -1,0 +1,42 @@
+"""Runs a command of tpustream with a scripted model: `python command.py MODULE FLAGS...`.
+
+--model says how the model behaves: echo (says the prompt back), slow (the same, slowly), plain (has no
+chat template), failing (its stream fails), missing, broken or hanging (while it loads).
+"""
+
+import runpy
+import sys
+import time
+import types
+
+from scripted import FAILURE, ByteTokenizer, ScriptedEngine, ScriptedRuntime, say
+
+from tpustream.core.errors import ModelError
+
+
+def load_runtime(model, config, *, quiet=False):
+    """In the place of `tpustream.runtime.load_runtime`."""
+    if model == "missing":
+        raise ModelError("missing: wanted a model, got nothing there")
+    if model == "broken":
+        raise KeyError("layers")
+    if model == "hanging":
+        time.sleep(60)
+    engine = ScriptedEngine(slots=config.slots, max_prompt=200)
+    engine.script = lambda request: say(bytes(request.prompt), pause=0.1 if model == "slow" else 0.0)
+    if model == "failing":
+        engine.script = lambda _: say("half", end=FAILURE)
+    tokenizer = ByteTokenizer(chat_template=None) if model == "plain" else ByteTokenizer()
+    return ScriptedRuntime(engine=engine, tokenizer=tokenizer, name=model)
+
+
+def stand_in(name, **attributes):
+    """Put a module in the place of one that would import jax, which takes longer than the test."""
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(attributes)
+
+
+stand_in("tpustream.runtime", load_runtime=load_runtime)
+stand_in("tpustream.weights.resolve", DEFAULT_MODEL="echo")
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

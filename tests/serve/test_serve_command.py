@@ -1,0 +1,127 @@
+"""`python -m tpustream.serve` as a process: port, banner, exit codes, signals."""
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .wire import chat_body, send_raw
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def started(*flags):
+    """The server process; killed at the end if it is still there."""
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).parent / "command.py", "tpustream.serve", "--port=0", *flags],
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def banner_of(process):
+    """(banner, port) once the model is loaded."""
+    lines = []
+    while not lines or "curl" not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.communicate()
+    banner = "".join(lines)
+    return banner, int(re.search(r"http://127\.0\.0\.1:(\d+)", banner)[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_serving_process_cleanly(number):
+    """Exit code 0 in a few seconds, no traceback; the running stream gets its end."""
+    with started("--model=slow", "--served_model_name=tiny,alias") as process:
+        banner, port = banner_of(process)
+        assert "tpustream serves tiny" in banner
+        models = httpx.get(f"http://127.0.0.1:{port}/v1/models", trust_env=False).json()
+        assert [model["id"] for model in models["data"]] == ["tiny", "alias"]
+        body = chat_body("x" * 100, stream=True, model="alias")
+        connection = send_raw(port, "/v1/chat/completions", json.dumps(body).encode())
+        text = connection.recv(4096)
+        sent = time.monotonic()
+        process.send_signal(number)
+        while block := connection.recv(4096):
+            text += block
+        connection.close()
+        _, err = process.communicate(timeout=10)
+        assert process.returncode == 0, err
+        assert time.monotonic() - sent < 6
+        assert "Traceback" not in err
+        assert b"shutting down" in text
+        assert b"data: [DONE]" in text
+
+
+def test_curl_line_of_the_banner_works():
+    """The first thing a user does is to paste it."""
+    with started("--model=echo") as process:
+        banner, _ = banner_of(process)
+        url, body = re.search(r"curl -N (\S+) .* -d '(.*)'", banner).groups()
+        response = httpx.post(url, json=json.loads(body), trust_env=False)
+        assert response.status_code == 200
+        assert '"role":"assistant"' in response.text
+
+
+def test_stop_while_loading():
+    """A compilation cannot be interrupted; the process can."""
+    with started("--model=hanging") as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=5)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model=missing", "--host=0.0.0.0"], "warning: 0.0.0.0 can be reached from other machines"),
+        (["--model=missing"], "error: missing: wanted a model, got nothing there\n"),
+        (["--host=no.such.host.invalid"], "error: cannot listen on no.such.host.invalid"),
+        (["stray"], "error: wanted flags only, got 'stray'\n"),
+        (["--nonsense"], "nonsense"),
+    ],
+)
+def test_what_cannot_start_says_why(flags, message):
+    """One clear line, exit code 1, no traceback; an address open to others is warned of."""
+    with started(*flags) as process:
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert message in err
+        assert "Traceback" not in err
+
+
+def test_unexpected_loading_error_keeps_its_traceback():
+    """A bug is reported as one."""
+    with started("--model=broken") as process:
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "Traceback" in err
+        assert err.endswith("error: 'layers'\n")
+
+
+def test_port_in_use():
+    """Known before the model is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with started("--model=hanging", f"--port={port}") as process:
+            _, err = process.communicate(timeout=20)
+            assert process.returncode == 1
+            assert err == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"

@@ -1,0 +1,219 @@
+"""The shape of streams: order, ids, usage, keep-alives, errors on the way, and clients that leave."""
+
+import json
+import time
+
+import pytest
+
+from tpustream.core.request import FinishReason, TokenEvent
+
+from .scripted import FAILURE, ScriptedRuntime, say, serve, wait_until
+from .wire import chat_body, send_raw, stream, text_of
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
+
+def test_first_chunk_has_the_role_and_real_text(served, http):
+    """A role alone would flatter the time to the first token."""
+    served.engine.script = lambda _: say("é!")  # the first token is half a character
+    chunks, _ = stream(http, CHAT, chat_body())
+    assert [chunk["choices"][0].get("delta") for chunk in chunks] == [
+        {"role": "assistant", "content": "é"},
+        {"content": "!"},
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("text", ["", "plain", "日本語 👩‍👩‍👧 العربية", b"broken \xf0\x9f"])
+def test_streamed_text_is_the_text_given_at_once(served, http, text):
+    """In both dialects, whole characters only."""
+    served.engine.script = lambda _: say(text)
+    for path, body in ((CHAT, chat_body()), (TEXT, {"prompt": "a", "max_tokens": 99})):
+        chunks, _ = stream(http, path, body)
+        choice = http.post(path, json=body).json()["choices"][0]
+        assert text_of(chunks) == (choice["text"] if path == TEXT else choice["message"]["content"])
+        assert chunks[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
+
+
+def test_an_answer_without_text_still_has_role_and_end(served, http):
+    """The model may end at once."""
+    served.engine.script = lambda _: say("")
+    chunks, _ = stream(http, CHAT, chat_body())
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"role": "assistant", "content": ""}]
+    assert chunks[0]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_choices_interleave_and_end_once_each(served, http):
+    """n > 1: one role, one finish_reason for each index, and no index waits for another."""
+    served.engine.script = lambda request: say("abcdef", pause=0.01 + 0.004 * (request.sampling.seed % 2))
+    chunks, _ = stream(http, CHAT, chat_body(n=3, seed=0))
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    for index in range(3):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert text_of(chunks, index) == "abcdef"
+        assert [choice["finish_reason"] for choice in own].count("stop") == 1
+        assert own[-1]["finish_reason"] == "stop"
+        assert ["role" in choice["delta"] for choice in own] == [True] + [False] * (len(own) - 1)
+    order = [choice["index"] for choice in choices]
+    assert order != sorted(order)
+
+
+def test_usage_comes_last_when_asked(served, http):
+    """`choices: []` with the usage; the other chunks say null."""
+    chunks, _ = stream(http, CHAT, chat_body(stream_options={"include_usage": True}))
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+
+
+def test_continuous_usage_counts_up(served, http):
+    """On every chunk, at least one token for each chunk with text."""
+    served.engine.script = lambda _: say("abcd", pause=0.005)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks, _ = stream(http, TEXT, {"prompt": "xyz", "stream_options": options})
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] >= 1
+    assert counts[-1] == 5
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {3}
+
+
+def test_max_tokens_zero_and_one(served, http):
+    """The OpenAI client's own tests send 0."""
+    for limit, text in ((0, ""), (1, "o")):
+        chunks, _ = stream(http, CHAT, chat_body(max_tokens=limit))
+        assert text_of(chunks) == text
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_echo_comes_with_the_first_text(served, http):
+    """Every choice begins with its own prompt."""
+    chunks, _ = stream(http, TEXT, {"prompt": ["p", "q"], "echo": True})
+    assert (text_of(chunks, 0), text_of(chunks, 1)) == ("pok", "qok")
+
+
+def test_stop_string_is_held_back(served, http):
+    """No part of a stop leaks, and what only looked like one is shown."""
+    served.engine.script = lambda _: say("a EN b END c", pause=0.002)
+    chunks, raw = stream(http, CHAT, chat_body(stop="END"))
+    assert text_of(chunks) == "a EN b "
+    assert chunks[-1]["choices"][0]["stop_reason"] == "END"
+    assert "END" not in raw.replace('"stop_reason":"END"', "")
+
+
+def test_error_after_the_stream_began(served, http):
+    """An error event, no chunk that pretends a stop, and the other choices are let go."""
+
+    def script(request):
+        if request.sampling.seed == 0:
+            return say("half", pause=0.01, end=FAILURE)
+        return say("x" * 50, pause=0.1)
+
+    served.engine.script = script
+    events, _ = stream(http, CHAT, chat_body(n=2, seed=0))
+    assert events[-1]["error"] == {
+        "message": "NaN in logits",
+        "type": "server_error",
+        "param": None,
+        "code": "generation_failed",
+    }
+    assert text_of(events[:-1]) == "half"
+    assert all(choice["finish_reason"] is None for chunk in events[:-1] for choice in chunk["choices"])
+    wait_until(lambda: len(served.engine.cancels) == 1)
+
+
+def test_stream_that_the_engine_cancels_is_an_error(served, http):
+    """The client did not ask for that end, and `stop` would be false."""
+    served.engine.script = lambda _: say("ab", end=TokenEvent(finish=FinishReason.CANCELLED))
+    events, _ = stream(http, CHAT, chat_body())
+    assert "cancelled" in events[-1]["error"]["message"]
+
+
+def test_headers_leave_at_once_and_silence_is_bridged(served):
+    """Before the first token: the status line at once, then comments."""
+    served.engine.script = lambda _: [1.0, *say("late")]
+    connection = send_raw(served.port, CHAT, json.dumps(chat_body(stream=True)).encode())
+    began = time.monotonic()
+    head = connection.recv(4096)
+    assert head.startswith(b"HTTP/1.1 200")
+    assert time.monotonic() - began < 0.5
+    rest = b""
+    while b"[DONE]" not in rest:
+        rest += connection.recv(4096)
+    connection.close()
+    assert (head + rest).count(b": keep-alive\n\n") >= 2
+    assert rest.index(b": keep-alive") < rest.index(b"data: ")
+
+
+def test_queued_streams_are_kept_alive_and_cancelled(served):
+    """A stream that waits for a slot hears of it; when its client leaves, it is cancelled in the queue."""
+    served.engine.script = lambda _: say("x" * 20, pause=0.2)
+    running = send_raw(served.port, CHAT, json.dumps(chat_body(stream=True, n=4)).encode())
+    wait_until(lambda: len(served.engine.requests) == 4)
+    queued = send_raw(served.port, CHAT, json.dumps(chat_body(stream=True)).encode())
+    seen = b""
+    while b": keep-alive" not in seen:
+        seen += queued.recv(4096)
+    assert b"data:" not in seen
+    leaver = served.engine.requests[4].id
+    queued.close()
+    wait_until(lambda: leaver in [name for name, _, _ in served.engine.cancels], 1.0)
+    running.close()
+    wait_until(lambda: served.service.in_flight == 0, 1.0)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("read_first", [True, False])
+def test_client_that_leaves_frees_its_slots(served, streamed, read_first):
+    """Within a second, streamed and unary, before and after the first token, all choices."""
+    served.engine.script = lambda _: say("x" * 50, pause=0.1)
+    connection = send_raw(served.port, CHAT, json.dumps(chat_body(stream=streamed, n=2)).encode())
+    wait_until(lambda: len(served.engine.requests) == 2)
+    if read_first and streamed:
+        connection.recv(4096)
+    time.sleep(0.25 if read_first else 0)
+    left = time.monotonic()
+    connection.close()
+    wait_until(lambda: len(served.engine.cancels) == 2, 1.0)
+    assert {finish for _, finish, _ in served.engine.cancels} == {FinishReason.CANCELLED}
+    submitted = {request.id for request in served.engine.requests}
+    assert {name for name, _, _ in served.engine.cancels} == submitted
+    assert max(when for _, _, when in served.engine.cancels) - left < 1.0
+    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    assert not served.service.generations
+
+
+def test_finished_streams_are_not_cancelled(served, http):
+    """A cancel for a finished request could hit a later one in its slot."""
+    stream(http, CHAT, chat_body(n=3))
+    http.post(CHAT, json=chat_body(n=3))
+    assert served.engine.cancels == []
+
+
+def test_shutdown_ends_streams_properly():
+    """Short ones finish; long ones get an error event and [DONE], not a cut connection."""
+    runtime = ScriptedRuntime()
+    runtime.engine.script = lambda request: say("x" * (6 if request.sampling.seed == 0 else 500), pause=0.05)
+    seen = {}
+    with serve(runtime, drain_seconds=0.7) as served:
+        body = chat_body(stream=True, max_tokens=999)
+        connections = {
+            seed: send_raw(served.port, CHAT, json.dumps({**body, "seed": seed}).encode()) for seed in (0, 1)
+        }
+        wait_until(lambda: len(runtime.engine.requests) == 2)
+        served.server.stop()
+        for seed, connection in connections.items():
+            seen[seed] = b""
+            while block := connection.recv(4096):
+                seen[seed] += block
+            connection.close()
+    assert b'"finish_reason":"stop"' in seen[0]
+    assert b'"error"' not in seen[0]
+    assert b'"error":{"message":"The server is shutting down"' in seen[1]
+    assert b'"finish_reason":"' not in seen[1]
+    assert all(text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for text in seen.values())

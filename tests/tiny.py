@@ -1,0 +1,89 @@
+"""Tiny models and engines for tests: pairwise-distinct dimensions, so that no transposition hides."""
+
+import dataclasses
+import queue
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from tests.goldens import families
+from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.request import FinishReason, Request, SamplingParams, TokenEvent
+from tpustream.engine.compile import Placer
+from tpustream.engine.engine import Engine
+from tpustream.engine.state import Weights
+from tpustream.runtime import build_engine, load_weights, make_placer
+from tpustream.weights.resolve import ModelFiles, resolve_model
+
+TINY = ModelConfig(
+    name="tiny",
+    num_layers=2,
+    embed_dim=24,
+    ffw_dim=40,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=8,
+    vocab_size=112,
+    context_length=512,
+    tie_embeddings=True,
+)
+SMALL_ENGINE = EngineConfig(slots=2, ring_length=64, prefill_buckets=(16,), emitter="transfer")
+WAIT = 60.0  # seconds until a test gives a stream up
+
+
+def tiny_files(config: ModelConfig = TINY) -> ModelFiles:
+    """Random weights of this shape."""
+    return ModelFiles(name=config.name, config=config, format="random", path=None, tokenizer=None)
+
+
+def tiny_engine(
+    engine: EngineConfig = SMALL_ENGINE,
+    *,
+    files: ModelFiles | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    eos_ids: Sequence[int] = (),
+    params: Mapping[str, jax.Array] | None = None,
+) -> Engine:
+    """A started engine, on one device unless told otherwise; `params` replace what was loaded."""
+    devices = jax.devices()[:1] if devices is None else devices
+    built = build_engine(files or tiny_files(), engine, devices=devices, eos_ids=eos_ids, quiet=True)
+    if params is not None:
+        built._weights = dataclasses.replace(built._weights, params=dict(params))
+    built.start()
+    return built
+
+
+def family(name: str, folder: Path, engine: EngineConfig) -> tuple[Placer, Weights]:
+    """A tiny transformers checkpoint of this family, on one device in float32."""
+    families.write_model(name, folder)
+    files = resolve_model(str(folder))
+    placer = make_placer(files.config, engine, jax.devices()[:1])
+    return placer, load_weights(files, placer, quiet=True)
+
+
+def request(prompt: Sequence[int], request_id: str = "r", **sampling) -> Request:
+    """A greedy request with a seed, unless told otherwise."""
+    defaults = {"temperature": 0.0, "seed": 0, "max_tokens": 8}
+    return Request(id=request_id, prompt=tuple(prompt), sampling=SamplingParams(**(defaults | sampling)))
+
+
+def submit(engine: Engine, wanted: Request) -> "queue.SimpleQueue[TokenEvent]":
+    """Start a stream; its events arrive in the queue."""
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    engine.submit(wanted, events.put)
+    return events
+
+
+def collect(events: "queue.SimpleQueue[TokenEvent]") -> tuple[list[TokenEvent], FinishReason]:
+    """All events up to the last, and how the stream ended."""
+    out = []
+    while True:
+        out.append(events.get(timeout=WAIT))
+        if out[-1].finish is not None:
+            return out, out[-1].finish
+
+
+def generate(engine: Engine, wanted: Request) -> list[int]:
+    """The tokens of one stream."""
+    return [event.token for event in collect(submit(engine, wanted))[0] if event.token is not None]
