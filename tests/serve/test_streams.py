@@ -217,3 +217,16 @@ def test_shutdown_ends_streams_properly():
     assert b'"error":{"message":"The server is shutting down"' in seen[1]
     assert b'"finish_reason":"' not in seen[1]
     assert all(text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for text in seen.values())
+
+
+def test_client_that_does_not_read_cannot_hold_up_a_shutdown():
+    """Its socket is full, so no event reaches it; the process must end all the same."""
+    runtime = ScriptedRuntime()
+    runtime.engine.script = lambda _: say("x" * 40_000)
+    with serve(runtime) as served:
+        body = chat_body(stream=True, max_tokens=50_000)
+        connection = send_raw(served.port, CHAT, json.dumps(body).encode())
+        wait_until(lambda: runtime.engine.requests and served.service.in_flight == 0, 10.0)
+        stopped = time.monotonic()
+    assert time.monotonic() - stopped < 6
+    connection.close()
