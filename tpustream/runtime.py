@@ -3,10 +3,11 @@
 The one place where all parts meet: weights, mesh, compiled steps, token queue, tokenizer.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import ModelError
-from tpustream.engine.compile import CompiledSteps, Placer, compile_steps
+from tpustream.engine.compile import CompiledSteps, Placer, Progress, compile_steps
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
 from tpustream.engine.engine import Engine
 from tpustream.engine.state import Weights
@@ -80,7 +81,7 @@ def build_engine(
     """
     placer = make_placer(files.config, config, devices)
     tokens = TokenQueue(resolve_emitter(config, placer.mesh.devices.flat[0].platform))
-    with ThreadPoolExecutor(1) as pool, _compile_bar(quiet) as report:
+    with ThreadPoolExecutor(1) as pool, compile_progress(quiet=quiet) as report:
         loading = pool.submit(load_weights, files, placer, quiet=quiet)
         steps = compile_steps(placer, emit=tokens.emit, progress=report)
         weights = loading.result()
@@ -140,24 +141,15 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
     jax.block_until_ready(steps.decode(weights, state))
 
 
-def _compile_bar(quiet: bool) -> "_CompileBar":
-    return _CompileBar(disable=quiet)
+@contextlib.contextmanager
+def compile_progress(*, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr that speaks the compiler's (name, done, total)."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file gets a line now and then
+    with tqdm(desc="compile", unit="step", disable=quiet, mininterval=interval, position=1) as bar:
 
+        def report(name: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(done - bar.n)
 
-class _CompileBar:
-    """A progress bar that speaks the compiler's (name, done, total)."""
-
-    def __init__(self, *, disable: bool):
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(desc="compile", unit="step", disable=disable, mininterval=interval, position=1)
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        return self._report
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-
-    def _report(self, name: str, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.set_postfix_str(name, refresh=False)
-        self._bar.update(done - self._bar.n)
+        yield report

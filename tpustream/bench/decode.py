@@ -1,0 +1,123 @@
+"""Timing of the compiled steps alone: no HTTP, no text, no scheduler.
+
+Compile time is kept apart. Every figure is the median of repeated dispatches after a warm-up.
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpustream.engine.compile import CompiledSteps, Placer
+from tpustream.engine.state import DecodeState, Weights, cache_bytes
+
+UNTIL_FAR = 2**30  # tokens that a benchmarked slot may still generate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeTiming:
+    """One decode measurement.
+
+    Attributes:
+      batch: active slots, which are all slots.
+      context: tokens in each slot's cache.
+      step_ms: of one step.
+      tokens_per_second: batch / step.
+      floor_bytes: what a step has to read: weights once, and the live part of every slot's cache.
+      gigabytes_per_second: floor_bytes / step.
+      compile_seconds: of the decode step.
+    """
+
+    batch: int
+    context: int
+    step_ms: float
+    tokens_per_second: float
+    floor_bytes: int
+    gigabytes_per_second: float
+    compile_seconds: float
+
+
+def weight_bytes(weights: Weights) -> int:
+    """Bytes of parameters that a decode step reads: all but an embedding table that is no head."""
+    tied = "head.kernel" not in weights.params
+    return sum(array.nbytes for name, array in weights.params.items() if tied or name != "embed.table")
+
+
+def live_cache_bytes(state: DecodeState, context: int) -> int:
+    """Bytes of the cached tokens that one slot attends to at this context."""
+    slots = state.token.shape[0]
+    live = 0
+    for leaf in (*state.cache.k, *state.cache.v):
+        columns = leaf.shape[2]
+        live += leaf.nbytes // slots // columns * min(context, columns)
+    return live
+
+
+def time_decode(
+    placer: Placer, weights: Weights, steps: CompiledSteps, contexts: Sequence[int], *, dispatches: int
+) -> Iterator[DecodeTiming]:
+    """The decode step of this batch at each context, in turn."""
+    batch, fused = placer.engine.slots, placer.engine.fused_steps
+    for context in contexts:
+        state = _busy(placer, steps.initial_state(), context)
+        floor = weight_bytes(weights) + batch * live_cache_bytes(state, context)
+        state, packed = steps.decode(weights, state)
+        packed.block_until_ready()
+        seconds = []
+        for _ in range(dispatches):
+            start = time.perf_counter()
+            state, packed = steps.decode(weights, state)
+            packed.block_until_ready()
+            seconds.append((time.perf_counter() - start) / fused)
+        step = statistics.median(seconds)
+        yield DecodeTiming(
+            batch=batch,
+            context=context,
+            step_ms=1e3 * step,
+            tokens_per_second=batch / step,
+            floor_bytes=floor,
+            gigabytes_per_second=floor / step / 1e9,
+            compile_seconds=steps.compile_seconds["decode"],
+        )
+
+
+def time_prefill(placer: Placer, weights: Weights, steps: CompiledSteps, *, repeats: int) -> dict[int, float]:
+    """Bucket -> milliseconds of prefill and insert of a prompt that fills it."""
+    arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), placer.admission())
+    state, out = steps.initial_state(), {}
+    for bucket, prefill in steps.prefill.items():
+        seconds = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            prefix = prefill(weights, np.zeros(bucket, np.int32), np.int32(bucket))
+            state = steps.insert[bucket](prefix, state, arrays)
+            jax.block_until_ready(state)
+            seconds.append(time.perf_counter() - start)
+        out[bucket] = 1e3 * statistics.median(seconds[1:])
+    return out
+
+
+def describe_state(placer: Placer) -> dict[str, int]:
+    """Bytes that the engine keeps on the devices beside the weights."""
+    state = placer.state()
+    every = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return {"cache_bytes": cache_bytes(state), "state_bytes": every}
+
+
+def _busy(placer: Placer, state: DecodeState, context: int) -> DecodeState:
+    """Every slot active, with `context` tokens behind it."""
+
+    def full(leaf: jax.Array, value) -> jax.Array:
+        return jax.device_put(jnp.full(leaf.shape, value, leaf.dtype), leaf.sharding)
+
+    return dataclasses.replace(
+        state,
+        cache=dataclasses.replace(state.cache, length=full(state.cache.length, context)),
+        active=full(state.active, True),
+        remaining=full(state.remaining, UNTIL_FAR),
+    )
