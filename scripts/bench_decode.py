@@ -60,7 +60,11 @@ def main(argv: list[str]) -> None:
                 prefill = time_prefill(placer, weights, steps, repeats=5)
                 compiled = steps.compile_seconds
                 _print_prefill(prefill, compiled)
-                print(_ROW.format("emitter", "batch", "context", "step ms", "tok/s", "GB/s", "share", "compile s"))
+                print(
+                    _ROW.format(
+                        "emitter", "batch", "context", "step ms", "tok/s", "GB/s", "share", "compile s"
+                    )
+                )
             for timing in time_decode(
                 placer, weights, steps, [int(c) for c in _CONTEXTS.value], dispatches=_DISPATCHES.value
             ):

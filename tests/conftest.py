@@ -7,11 +7,11 @@ _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
 
-from pathlib import Path
+from pathlib import Path  # noqa: E402
 
-import jax
-import pytest
-from hypothesis import settings
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Compilation makes the first example slow, and a fixed seed makes a failure repeatable.
 settings.register_profile("tpustream", deadline=None, derandomize=True)

@@ -11,7 +11,7 @@ from tpustream.config.engine import DTYPES, EMITTERS
 from tpustream.weights.resolve import DEFAULT_MODEL
 
 _CHOICES = {"emitter": EMITTERS, "dtype": DTYPES}
-_HIDDEN = ("stop_ids", "bias_ids", "top_logprobs")  # widths of device arrays: for code, not for a command line
+_HIDDEN = ("stop_ids", "bias_ids", "top_logprobs")  # widths of device arrays, not for a command line
 
 
 def define_model_flag(default: str | None = DEFAULT_MODEL) -> None:

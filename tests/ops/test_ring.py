@@ -31,8 +31,8 @@ def test_a_new_token_sees_what_the_list_shows_beside_itself(case):
     for position in range(length + 1):
         cache.append(position, position)
     held = np.asarray(layout.held_positions(np.int32(length)))
-    seen = sorted(held[np.asarray(layout.visible(np.int32(length)))].tolist()) + [length]
-    assert seen == [position for position, _ in cache.visible()]
+    seen = held[np.asarray(layout.visible(np.int32(length)))].tolist()
+    assert [*sorted(seen), length] == [position for position, _ in cache.visible()]
 
 
 def test_a_window_is_a_ring_without_sinks():

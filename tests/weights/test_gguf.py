@@ -10,10 +10,10 @@ import pytest
 from tests.weights.model_specs import FAMILIES, random_params, specs_of
 from tpustream.config import ModelConfig, RopeConfig
 from tpustream.core.errors import ModelError
+from tpustream.files.gguf_reader import QuickReader
 from tpustream.weights.export_gguf import save_gguf
 from tpustream.weights.gguf import QUANTIZATIONS, GGUFSource, permute_rows, unpermute_rows
 from tpustream.weights.gguf_config import llama3_factors, read_gguf_config
-from tpustream.weights.gguf_reader import QuickReader
 from tpustream.weights.load import load_params
 from tpustream.weights.resolve import resolve_model
 

@@ -51,11 +51,9 @@ def weight_bytes(weights: Weights) -> int:
 def live_cache_bytes(state: DecodeState, context: int) -> int:
     """Bytes of the cached tokens that one slot attends to at this context."""
     slots = state.token.shape[0]
-    live = 0
-    for leaf in (*state.cache.k, *state.cache.v):
-        columns = leaf.shape[2]
-        live += leaf.nbytes // slots // columns * min(context, columns)
-    return live
+    layers = zip(state.cache.k, state.cache.v, strict=True)
+    columns = ((k, v, v.shape[2]) for k, v in layers)
+    return sum((k.nbytes + v.nbytes) // slots // size * min(context, size) for k, v, size in columns)
 
 
 def time_decode(

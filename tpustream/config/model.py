@@ -122,9 +122,8 @@ class ModelConfig:
             f"num_heads: wanted a multiple of num_kv_heads ({self.num_kv_heads}), got {self.num_heads}",
         )
         _require(self.head_dim % 2 == 0, f"head_dim: wanted an even number, got {self.head_dim}")
-        _require(
-            self.activation in ACTIVATIONS, f"activation: wanted one of {ACTIVATIONS}, got {self.activation!r}"
-        )
+        known = self.activation in ACTIVATIONS
+        _require(known, f"activation: wanted one of {ACTIVATIONS}, got {self.activation!r}")
         kinds = set(self.layer_pattern)
         _require(
             bool(kinds) and kinds <= {"global", "local"},

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.params import ParamSpec
 from tpustream.engine import steps
-from tpustream.engine.state import STATE_AXES, Admission, DecodeState, Prefix, SlotSampling, Weights, empty_state
+from tpustream.engine.state import (
+    STATE_AXES,
+    Admission,
+    DecodeState,
+    Prefix,
+    SlotSampling,
+    Weights,
+    empty_state,
+)
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules
 from tpustream.ops.rope import DIGIT_BITS, DIGITS, Rotation
 
+COMPILERS = 2  # threads: the compiler itself is parallel, tracing is not
 Progress = Callable[[str, int, int], None]
 """(what is compiled now, how many are done, how many there are)."""
 
@@ -85,10 +95,12 @@ class Placer:
         return jax.tree.map(self._placed, shapes, axes)
 
     def prefix(self, bucket: int) -> Prefix:
-        shape = (self.model.num_kv_heads, bucket, self.model.head_dim)
-        rows = self._placed(jax.ShapeDtypeStruct(shape, self.dtype), ("kv_heads", None, "head_dim"))
-        layers = (rows,) * self.model.num_layers
-        return Prefix(k=layers, v=layers, length=self._scalar())
+        def layers(*tail: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+            shape = jax.ShapeDtypeStruct((self.model.num_kv_heads, *tail), self.dtype)
+            return (self._placed(shape, ("kv_heads",)),) * self.model.num_layers
+
+        head_dim = self.model.head_dim
+        return Prefix(k=layers(head_dim, bucket), v=layers(bucket, head_dim), length=self._scalar())
 
     def admission(self) -> Admission:
         sampling: SlotSampling = jax.tree.map(
@@ -118,7 +130,9 @@ class Placer:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def lower_steps(placer: Placer, emit: steps.Emit | None) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
+def lower_steps(
+    placer: Placer, emit: steps.Emit | None
+) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
     """(name, how to lower it) of every executable that an engine needs, the decode step first.
 
     Names: "decode", "release", "state", "prefill BUCKET", "insert BUCKET".
@@ -150,18 +164,29 @@ def lower_steps(placer: Placer, emit: steps.Emit | None) -> Iterator[tuple[str, 
         yield f"insert {bucket}", lowered(insert, arguments, donate=1, out=of_state)
 
 
-def compile_steps(placer: Placer, *, emit: steps.Emit | None, progress: Progress | None = None) -> CompiledSteps:
-    """Compile every step for this model, engine and mesh."""
+def compile_steps(
+    placer: Placer, *, emit: steps.Emit | None, progress: Progress | None = None
+) -> CompiledSteps:
+    """Compile every step for this model, engine and mesh.
+
+    One step is traced here while others are in the compiler's hands.
+    """
     todo = list(lower_steps(placer, emit))
-    compiled, seconds = {}, {}
-    for done, (name, lower) in enumerate(todo):
-        if progress is not None:
-            progress(name, done, len(todo))
+    report = progress or (lambda name, done, total: None)
+    report("tracing", 0, len(todo))
+
+    def timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
         start = time.perf_counter()
-        compiled[name] = lower().compile()
-        seconds[name] = time.perf_counter() - start
-    if progress is not None:
-        progress("done", len(todo), len(todo))
+        return lowered.compile(), time.perf_counter() - start
+
+    with ThreadPoolExecutor(COMPILERS) as pool:
+        running = {name: pool.submit(timed, lower()) for name, lower in todo}
+        results = {}
+        for name, future in running.items():
+            results[name] = future.result()
+            report(name, len(results), len(todo))
+    compiled = {name: executable for name, (executable, _) in results.items()}
+    seconds = {name: elapsed for name, (_, elapsed) in results.items()}
     buckets = placer.engine.buckets
     return CompiledSteps(
         prefill={bucket: compiled[f"prefill {bucket}"] for bucket in buckets},

@@ -106,6 +106,8 @@ def _event(batch: TokenBatch, slot: int, wanted: int | None) -> TokenEvent:
         return TokenEvent(finish=FinishReason.ERROR, error=NOT_FINITE_MESSAGE)
     logprobs = None
     if wanted is not None:
-        top = zip(batch.top_ids[slot, :wanted].tolist(), batch.top_logprobs[slot, :wanted].tolist(), strict=True)
+        top = zip(
+            batch.top_ids[slot, :wanted].tolist(), batch.top_logprobs[slot, :wanted].tolist(), strict=True
+        )
         logprobs = TokenLogprobs(chosen=float(batch.logprob[slot]), top=tuple(top))
     return TokenEvent(token=int(batch.token[slot]), finish=_FINISH.get(finish), logprobs=logprobs)

@@ -42,12 +42,13 @@ class KVCache:
     """Ring caches of all layers.
 
     Attributes:
-      k, v: one array a layer, [B, K, S, H]; keys are stored rotated by absolute position. S is the
-        layer's own (ops/ring.py). Heads come before columns so that attention needs no transpose.
+      k: one array a layer, [B, K, H, S], rotated by absolute position. S is the layer's own
+        (ops/ring.py). Columns are last: scores of a step are then plain row-times-matrix products.
+      v: one array a layer, [B, K, S, H].
       length: i32[B], tokens ever written to each slot.
     """
 
-    k: tuple[Float[Array, "B K S H"], ...]
+    k: tuple[Float[Array, "B K H S"], ...]
     v: tuple[Float[Array, "B K S H"], ...]
     length: Int32[Array, "B"]
 
@@ -109,11 +110,11 @@ class Prefix:
     """Keys and values of a prompt, on their way into a slot.
 
     Attributes:
-      k, v: one array a layer, [K, T, H]; rows from `length` on are padding.
+      k, v: one array a layer, [K, H, T] and [K, T, H]; tokens from `length` on are padding.
       length: i32[], tokens that count.
     """
 
-    k: tuple[Float[Array, "K T H"], ...]
+    k: tuple[Float[Array, "K H T"], ...]
     v: tuple[Float[Array, "K T H"], ...]
     length: Int32[Array, ""]
 
@@ -140,7 +141,7 @@ class Admission:
 
 STATE_AXES = DecodeState(
     cache=KVCache(
-        k=("slots", "kv_heads", "ring", "head_dim"),
+        k=("slots", "kv_heads", "head_dim", "ring"),
         v=("slots", "kv_heads", "ring", "head_dim"),
         length=("slots",),
     ),
@@ -162,16 +163,20 @@ STATE_AXES = DecodeState(
 def empty_state(model: ModelConfig, engine: EngineConfig, dtype: jnp.dtype) -> DecodeState:
     """A state with every slot free."""
     slots = engine.slots
+    columns = [layer_layout(model, engine, layer).columns for layer in range(model.num_layers)]
 
-    def caches() -> tuple[Array, ...]:
-        layouts = (layer_layout(model, engine, layer) for layer in range(model.num_layers))
-        return tuple(jnp.zeros((slots, model.num_kv_heads, a.columns, model.head_dim), dtype) for a in layouts)
+    def cache(*tail: int) -> Array:
+        return jnp.zeros((slots, model.num_kv_heads, *tail), dtype)
 
     def vector(dtype: Any, value: float = 0, *tail: int) -> Array:
         return jnp.full((slots, *tail), value, dtype)
 
     return DecodeState(
-        cache=KVCache(k=caches(), v=caches(), length=vector(jnp.int32)),
+        cache=KVCache(
+            k=tuple(cache(model.head_dim, size) for size in columns),
+            v=tuple(cache(size, model.head_dim) for size in columns),
+            length=vector(jnp.int32),
+        ),
         sampling=SlotSampling(
             temperature=vector(jnp.float32),
             top_k=vector(jnp.int32),

@@ -5,6 +5,8 @@ first decode step writes the last prompt token and samples from it, so every tok
 out of one function, whatever the prompt's bucket.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,7 +21,7 @@ from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, Weig
 from tpustream.model.decoder import bind
 from tpustream.ops.attention import causal_attention, ring_attention
 from tpustream.ops.ring import RingLayout, layer_layout
-from tpustream.ops.rope import rotate, rotation_at
+from tpustream.ops.rope import Rotation, rotate, rotation_at
 
 Emit = Callable[[Int32[Array, "B C"]], None]
 """Called once a step with the packed results while a fused decode runs."""
@@ -50,14 +52,12 @@ def prefill(
             return out, (k, v)
 
         x, (k, v) = layer(x, attend)
-        keys.append(k.swapaxes(0, 1))
-        values.append(v.swapaxes(0, 1))
+        keys.append(k.transpose(1, 2, 0))
+        values.append(v.transpose(1, 0, 2))
     return Prefix(k=tuple(keys), v=tuple(values), length=length), x
 
 
-def prompt_logits(
-    model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"]
-) -> Float[Array, "T V"]:
+def prompt_logits(model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"]) -> Float[Array, "T V"]:
     """Logits after every token of a prompt: for scoring and tests, not on the serving path."""
     _, x = prefill(model, weights, tokens, jnp.int32(tokens.shape[0]))
     return bind(model, weights.params).logits(x)
@@ -72,19 +72,21 @@ def insert(
     """
     slot = admission.slot
 
-    def into_slot(cache: Float[Array, "B K S H"], rows: Float[Array, "K T H"], layout: RingLayout):
+    def into_slot(cache: Array, tokens: Array, layout: RingLayout, *, axis: int) -> Array:
+        """`axis` is that of tokens in the prefix, and of columns in a slot."""
         held = layout.held_positions(prefix.length)
-        rows = jnp.take(rows, jnp.clip(held, 0, rows.shape[1] - 1), axis=1)
-        rows = jnp.where((held >= 0)[:, None], rows, 0)
-        return jax.lax.dynamic_update_index_in_dim(cache, rows.astype(cache.dtype), slot, 0)
+        columns = jnp.take(tokens, jnp.clip(held, 0, tokens.shape[axis] - 1), axis=axis)
+        holds = jnp.expand_dims(held >= 0, [a for a in range(3) if a != axis])
+        columns = jnp.where(holds, columns, 0).astype(cache.dtype)
+        return jax.lax.dynamic_update_index_in_dim(cache, columns, slot, 0)
 
     layouts = [layer_layout(model, engine, layer) for layer in range(model.num_layers)]
     cache = state.cache
     in_prompt = jnp.zeros(state.in_prompt.shape[1:], bool).at[admission.prompt].set(True, mode="drop")
     return DecodeState(
         cache=KVCache(
-            k=tuple(map(into_slot, cache.k, prefix.k, layouts)),
-            v=tuple(map(into_slot, cache.v, prefix.v, layouts)),
+            k=tuple(map(functools.partial(into_slot, axis=2), cache.k, prefix.k, layouts)),
+            v=tuple(map(functools.partial(into_slot, axis=1), cache.v, prefix.v, layouts)),
             length=cache.length.at[slot].set(prefix.length),
         ),
         sampling=jax.tree.map(lambda all, row: all.at[slot].set(row), state.sampling, admission.sampling),
@@ -102,7 +104,7 @@ def release(state: DecodeState, slot: Int32[Array, ""], epoch: Int32[Array, ""])
     """The state with the slot idle, if this epoch still owns it."""
     owned = state.epoch[slot] == epoch
     active = state.active.at[slot].set(state.active[slot] & ~owned)
-    return _replace(state, active=active)
+    return dataclasses.replace(state, active=active)
 
 
 def decode(
@@ -163,7 +165,7 @@ def decode_one(
         top_logprobs=top_logprobs,
     )
     rows = jnp.arange(token.shape[0])
-    new_state = _replace(
+    new_state = dataclasses.replace(
         state,
         cache=cache,
         token=jnp.where(state.active, token, state.token),
@@ -180,34 +182,43 @@ def next_logits(
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Logits after each slot's newest token, and the cache with that token written."""
     decoder, length = bind(model, weights.params), state.cache.length
-    rotations = {kind: rotation_at(table, length) for kind, table in weights.rope.items()}
+
+    @functools.cache
+    def view(kind: str, layout: RingLayout) -> _View:
+        table = weights.rope[kind]
+        return _View(
+            here=rotation_at(table, length),
+            to_sinks=rotation_at(table, layout.sink_query_position(length)),
+            visible=layout.visible(length),
+            column=layout.column(length),
+        )
+
     x = decoder.embedded(state.token)
     keys, values = [], []
     for index, layer in enumerate(decoder.layers):
         layout = layer_layout(model, engine, index)
-        kind = model.layer_kind(index)
-        to_sinks = rotation_at(weights.rope[kind], layout.sink_query_position(length))
+        of_layer = view(model.layer_kind(index), layout)
 
-        def attend(q, k, v, index=index, layout=layout, here=rotations[kind], to_sinks=to_sinks):
+        def attend(q, k, v, index=index, layout=layout, of=of_layer):
             cache_k, cache_v = state.cache.k[index], state.cache.v[index]
-            k, v = rotate(k, here).astype(cache_k.dtype), v.astype(cache_v.dtype)
+            k, v = rotate(k, of.here).astype(cache_k.dtype), v.astype(cache_v.dtype)
             out = ring_attention(
-                rotate(q, here),
-                rotate(q, to_sinks),
+                rotate(q, of.here),
+                rotate(q, of.to_sinks),
                 k,
                 v,
                 cache_k,
                 cache_v,
-                layout.visible(length),
+                of.visible,
                 sinks=layout.sinks,
                 scale=model.score_scale,
                 softcap=model.attn_softcap,
             )
-            column = layout.column(length)
             # The write depends on what attention read: XLA:CPU then needs no copy of the cache. It
             # also keeps what is not finite out of the cache.
             write = state.active & jnp.isfinite(out).all(axis=(1, 2))
-            return out, (_write(cache_k, k, column, write), _write(cache_v, v, column, write))
+            written_k = _write(cache_k, k, of.column, write, axis=2)
+            return out, (written_k, _write(cache_v, v, of.column, write, axis=1))
 
         x, (k, v) = layer(x, attend)
         keys.append(k)
@@ -216,22 +227,27 @@ def next_logits(
     return decoder.logits(x), cache
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _View:
+    """Where each slot's newest token stands in the layers of one kind and layout."""
+
+    here: Rotation
+    to_sinks: Rotation
+    visible: Bool[Array, "B S"]
+    column: Int32[Array, "B"]
+
+
 def _write(
-    cache: Float[Array, "B K S H"],
-    new: Float[Array, "B K H"],
-    column: Int32[Array, "B"],
-    write: Bool[Array, "B"],
-) -> Float[Array, "B K S H"]:
-    """The cache with one column of each row replaced, in place where the cache is donated."""
+    cache: Array, new: Float[Array, "B K H"], column: Int32[Array, "B"], write: Bool[Array, "B"], *, axis: int
+) -> Array:
+    """The cache with one column of each slot replaced, in place where the cache is donated.
 
-    def row(cache, new, column, write):
-        old = jax.lax.dynamic_slice_in_dim(cache, column, 1, axis=1)
-        new = jnp.where(write, new[:, None], old)
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, column, axis=1)
+    `axis` is that of columns in a slot.
+    """
 
-    return jax.vmap(row)(cache, new, column, write)
+    def slot(cache, new, column, write):
+        old = jax.lax.dynamic_slice_in_dim(cache, column, 1, axis)
+        new = jnp.where(write, jnp.expand_dims(new, axis), old)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, column, axis)
 
-
-def _replace(state: DecodeState, **changes) -> DecodeState:
-    fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
-    return DecodeState(**(fields | changes))
+    return jax.vmap(slot)(cache, new, column, write)

@@ -40,8 +40,10 @@ class ShardingRules:
         used = [axis for axis in physical if axis is not None]
         if len(set(used)) != len(used):
             raise ValueError(f"logical axes {tuple(axes)}: two of them want one mesh axis, got {physical}")
-        fits = zip(physical, shape, strict=True)
-        return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in fits))
+        divides = [
+            axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(physical, shape, strict=True)
+        ]
+        return PartitionSpec(*(axis if fits else None for axis, fits in zip(physical, divides, strict=True)))
 
     def sharding(self, axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
         """`spec` on this mesh."""

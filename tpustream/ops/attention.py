@@ -3,13 +3,13 @@
 Query heads are grouped over key-value heads: N = K * G. Scores and softmax are float32.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from tpustream.ops.matmul import einsum
 
-QUERY_BLOCK = 512  # rows of scores alive at a time in prefill
+MIN_QUERY_BLOCK = 512  # rows of scores alive at a time in prefill
+MAX_QUERY_BLOCKS = 8  # each is unrolled, so they cost compile time
 
 
 def causal_attention(
@@ -21,30 +21,42 @@ def causal_attention(
     softcap: float | None,
     window: int | None,
 ) -> Float[Array, "T N H"]:
-    """Every token sees itself and what came before, at most `window` tokens in all."""
+    """Every token sees itself and what came before, at most `window` tokens in all.
+
+    Blocks of queries meet only the keys that some of them see.
+    """
     length = q.shape[0]
-    if length <= QUERY_BLOCK or length % QUERY_BLOCK:
-        positions = jnp.arange(length, dtype=jnp.int32)
-        return _block_attention(q, positions, k, v, scale=scale, softcap=softcap, window=window)
+    size = max(MIN_QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
+    blocks = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        oldest = 0 if window is None else max(0, start - window + 1)
+        seen = _distance(start, stop, oldest)
+        seen = (seen >= 0) if window is None else (seen >= 0) & (seen < window)
+        keys, values = k[oldest:stop], v[oldest:stop]
+        blocks.append(_block_attention(q[start:stop], keys, values, seen, scale=scale, softcap=softcap))
+    return jnp.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
-    def block(start: Int32[Array, ""]) -> Float[Array, "b N H"]:
-        rows = jax.lax.dynamic_slice_in_dim(q, start, QUERY_BLOCK)
-        positions = start + jnp.arange(QUERY_BLOCK, dtype=jnp.int32)
-        return _block_attention(rows, positions, k, v, scale=scale, softcap=softcap, window=window)
 
-    out = jax.lax.map(block, jnp.arange(0, length, QUERY_BLOCK, dtype=jnp.int32))
-    return out.reshape(q.shape)
+def _distance(start: int, stop: int, oldest: int) -> Int32[Array, "t s"]:
+    """Tokens from each key, positions oldest..stop, to each query, positions start..stop."""
+    return jnp.arange(start, stop, dtype=jnp.int32)[:, None] - jnp.arange(oldest, stop, dtype=jnp.int32)
 
 
-def _block_attention(q, positions, k, v, *, scale, softcap, window):
+def _block_attention(q, k, v, seen, *, scale, softcap):
+    """Heads lead and a group's queries are joined: one plain product a kv head, fast everywhere."""
     rows, heads, head_dim = q.shape
-    groups = q.reshape(rows, k.shape[1], -1, head_dim)
-    scores = einsum("tkgh,skh->kgts", groups, k, out_dtype=jnp.float32)
-    distance = positions[:, None] - jnp.arange(k.shape[0], dtype=jnp.int32)
-    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    weights = jax.nn.softmax(jnp.where(seen, _capped(scores * scale, softcap), -jnp.inf), axis=-1)
-    out = einsum("kgts,skh->tkgh", weights.astype(v.dtype), v, out_dtype=v.dtype)
-    return out.reshape(rows, heads, head_dim)
+    kv_heads = k.shape[1]
+    joined = q.reshape(rows, kv_heads, -1, head_dim).transpose(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
+    scores = einsum("kth,khs->kts", joined, k.transpose(1, 2, 0), out_dtype=jnp.float32)
+    scores = scores.reshape(kv_heads, -1, rows, k.shape[0])
+    scores = jnp.where(seen, _capped(scores * scale, softcap), -jnp.inf)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1)
+    weights = weights.reshape(kv_heads, -1, k.shape[0]).astype(v.dtype)
+    out = einsum("kts,ksh->kth", weights, v.transpose(1, 0, 2), out_dtype=jnp.float32)
+    out = out.reshape(kv_heads, -1, rows, head_dim) / total[..., None]
+    return out.transpose(2, 0, 1, 3).reshape(rows, heads, head_dim).astype(q.dtype)
 
 
 def ring_attention(
@@ -52,7 +64,7 @@ def ring_attention(
     q_sink: Float[Array, "B N H"],
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
-    cache_k: Float[Array, "B K S H"],
+    cache_k: Float[Array, "B K H S"],
     cache_v: Float[Array, "B K S H"],
     visible: Bool[Array, "B S"],
     *,
@@ -76,13 +88,10 @@ def ring_attention(
     def grouped(x):
         return x.reshape(slots, kv_heads, heads // kv_heads, head_dim)
 
-    def scores_of(q, keys):
-        # The cache on the left: XLA:CPU is three times faster so than with the query there.
-        return einsum("bksh,bkgh->bksg", keys, grouped(q), out_dtype=jnp.float32).swapaxes(2, 3)
-
-    scores = scores_of(q, cache_k)
+    scores = einsum("bkgh,bkhs->bkgs", grouped(q), cache_k, out_dtype=jnp.float32)
     if sinks:
-        scores = jnp.concatenate([scores_of(q_sink, cache_k[:, :, :sinks]), scores[..., sinks:]], axis=-1)
+        of_sinks = einsum("bkgh,bkhs->bkgs", grouped(q_sink), cache_k[..., :sinks], out_dtype=jnp.float32)
+        scores = jnp.concatenate([of_sinks, scores[..., sinks:]], axis=-1)
     own = einsum("bkgh,bkh->bkg", grouped(q), k_new, out_dtype=jnp.float32)[..., None]
     scores = jnp.where(visible[:, None, None, :], _capped(scores * scale, softcap), -jnp.inf)
     own = _capped(own * scale, softcap)

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from tpustream.core.errors import ModelError
+from tpustream.files.gguf_reader import QuickReader
 from tpustream.text.vocabulary import TokenizerSettings
 
 END_OF_TURN = frozenset(
@@ -79,9 +78,9 @@ class GGUFVocab:
         )
 
 
-def read_gguf_vocab(path: Path, reader: gguf.GGUFReader | None = None) -> GGUFVocab:
+def read_gguf_vocab(path: Path) -> GGUFVocab:
     """Read the tokenizer of a GGUF file. Raises ModelError for a broken file or missing fields."""
-    fields = _read_fields(path, reader)
+    fields = _read_fields(path)
     model = fields.get("tokenizer.ggml.model")
     tokens = tuple(fields.get("tokenizer.ggml.tokens", ()))
     if model is None or not tokens:
@@ -115,14 +114,9 @@ def read_gguf_vocab(path: Path, reader: gguf.GGUFReader | None = None) -> GGUFVo
     )
 
 
-def _read_fields(path: Path, reader: gguf.GGUFReader | None) -> Mapping[str, Any]:
-    try:
-        reader = reader or gguf.GGUFReader(path)
-        return {
-            name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.")
-        }
-    except (ValueError, LookupError, OverflowError) as error:  # what its readers raise past the end of a file
-        raise ModelError(f"{path}: wanted a whole GGUF file, got one that cannot be read: {error}") from error
+def _read_fields(path: Path) -> Mapping[str, Any]:
+    reader = QuickReader(path)
+    return {name: reader.value(name) for name in reader.fields if name.startswith("tokenizer.")}
 
 
 def _per_token(path: Path, fields: Mapping[str, Any], name: str, count: int, *, default: Any) -> tuple:

@@ -5,8 +5,6 @@ Knows which file holds what kind of vocabulary; bpe.py and sentencepiece_vocab.p
 
 from pathlib import Path
 
-import gguf
-
 from tpustream.core.errors import ModelError
 from tpustream.text.bpe import bpe_from_gguf, bpe_from_json
 from tpustream.text.folder import read_folder
@@ -17,15 +15,13 @@ from tpustream.text.vocabulary import Tokenizer
 __all__ = ["Tokenizer", "load_tokenizer"]
 
 
-def load_tokenizer(path: str | Path, *, gguf_reader: gguf.GGUFReader | None = None) -> Tokenizer:
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
       path: a .gguf file, or a folder with tokenizer.json (preferred) or tokenizer.model, and with
         what Hugging Face keeps beside them: tokenizer_config.json, chat_template.jinja,
         generation_config.json, special_tokens_map.json.
-      gguf_reader: open over the .gguf file, where somebody has one: opening takes seconds, most of
-        them for the vocabulary.
 
     Raises:
       ModelError: no such file, a truncated one, or a kind of vocabulary that is not supported.
@@ -42,7 +38,7 @@ def load_tokenizer(path: str | Path, *, gguf_reader: gguf.GGUFReader | None = No
         raise ModelError(f"{path}: wanted a .gguf file or a model folder, got nothing there")
     if path.suffix != ".gguf":
         raise ModelError(f"{path}: wanted a .gguf file or a model folder, got a file named {path.name!r}")
-    vocab = read_gguf_vocab(path, gguf_reader)
+    vocab = read_gguf_vocab(path)
     if vocab.model == "gpt2":
         return bpe_from_gguf(vocab)
     if vocab.model == "llama":

@@ -11,7 +11,7 @@ import numpy as np
 
 from tpustream.config import ModelConfig
 from tpustream.core.errors import ModelError
-from tpustream.weights.gguf_reader import QuickReader
+from tpustream.files.gguf_reader import QuickReader
 from tpustream.weights.source import Index
 
 # names as in gguf.GGMLQuantizationType

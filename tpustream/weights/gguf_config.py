@@ -16,8 +16,8 @@ from tpustream.config import ModelConfig, RopeConfig
 from tpustream.config.hf import shortest_period
 from tpustream.config.model import LayerKind
 from tpustream.core.errors import ModelError
+from tpustream.files.gguf_reader import QuickReader
 from tpustream.weights.gguf import ROPE_FACTORS
-from tpustream.weights.gguf_reader import QuickReader
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
 _GEMMA_PATTERN = {"gemma2": 2, "gemma3": 6}  # every n-th layer is global

@@ -1,11 +1,12 @@
 """GGUFReader of the gguf package, made quick to open and plain about broken files.
 
-The package's reader makes a numpy view of every string of the vocabulary (8 s for 262,144 tokens). The
-loader needs no vocabulary: arrays of strings are stepped over, arrays of numbers become one view.
+The package's reader makes a numpy view of every string of the vocabulary (8 s for 262,144 tokens).
+Here arrays of strings are stepped over and read when asked for, arrays of numbers become one view.
 """
 
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 
 from tpustream.core.errors import ModelError
 
+_STRINGS = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING]
+
 
 class QuickReader(gguf.GGUFReader):
-    """A GGUFReader whose string arrays read as empty, and whose errors are ModelErrors."""
+    """A GGUFReader that is read with `value`, and whose errors are ModelErrors."""
 
     def __init__(self, path: Path):
         """Open `path`. Raises ModelError for a file that is not GGUF, broken or cut short."""
@@ -38,6 +41,9 @@ class QuickReader(gguf.GGUFReader):
         field = self.get_field(key)
         if field is None:
             return default
+        if field.types == _STRINGS:
+            count, start = (int(part[0]) for part in field.parts[-2:])
+            return list(self._strings(start, count))
         content = field.contents()
         if field.types[-1] != gguf.GGUFValueType.FLOAT32:
             return content
@@ -62,23 +68,37 @@ class QuickReader(gguf.GGUFReader):
         start = orig_offs + 12
         types = [gguf.GGUFValueType.ARRAY, item]
         if item == gguf.GGUFValueType.STRING:
-            return self._end_of_strings(start, int(count[0])) - orig_offs, [raw_item, count], [], types
+            size = self._end_of_strings(start, int(count[0])) - orig_offs
+            return size, [raw_item, count, np.array([start])], [], types
         if item not in self.gguf_scalar_to_np:
             return super()._get_field_parts(orig_offs, raw_type)
         values = self._get(start, self.gguf_scalar_to_np[item], int(count[0]))
         return start - orig_offs + values.nbytes, [raw_item, count, values], [2], types
 
     def _end_of_strings(self, offset: int, count: int) -> int:
+        """The offset behind `count` strings."""
+        for start, size in self._spans(offset, count):
+            offset = start + size
+        return offset
+
+    def _strings(self, offset: int, count: int) -> Iterator[str]:
+        buffer = memoryview(self.data)
+        for start, size in self._spans(offset, count):
+            yield str(buffer[start : start + size], "utf-8")
+
+    def _spans(self, offset: int, count: int) -> Iterator[tuple[int, int]]:
+        """(offset, bytes) of the text of each string: every one follows its length."""
         length = struct.Struct(">Q" if self.byte_order == "S" else "<Q")
         buffer = memoryview(self.data)
-        try:
-            for _ in range(count):
-                offset += 8 + length.unpack_from(buffer, offset)[0]
-        except struct.error as error:
-            raise ModelError(
-                f"{self._path}: truncated GGUF file: wanted at least {offset + 8} bytes, got {len(buffer)}"
-            ) from error
-        return offset
+        for _ in range(count):
+            if offset + length.size > len(buffer):
+                raise ModelError(
+                    f"{self._path}: truncated GGUF file: wanted at least {offset + length.size} bytes, "
+                    f"got {len(buffer)}"
+                )
+            size = length.unpack_from(buffer, offset)[0]
+            yield offset + length.size, size
+            offset += length.size + size
 
 
 def shortest_float(value: float) -> float:
