@@ -13,14 +13,14 @@ import json
 import sys
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from tpustream.bench.bandwidth import read_bandwidth
 from tpustream.bench.decode import describe_state, time_decode, time_prefill
 from tpustream.config.engine import EMITTERS
 from tpustream.engine.compile import compile_steps
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
-from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags
+from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
 from tpustream.runtime import compile_progress, enable_compile_cache, load_weights, make_placer
 from tpustream.weights.resolve import resolve_model
 
@@ -106,17 +106,15 @@ def _print_prefill(prefill: dict[int, float], compiled: dict[str, float]) -> Non
         print(f"{bucket:>9} {ms:>9.1f} {1e3 * bucket / ms:>9.0f} {compiled[f'prefill {bucket}']:>9.1f}")
 
 
-def run() -> None:
-    """Entry point: one clear line for an error of the user's, no traceback."""
-
-    def checked(argv: list[str]) -> None:
-        try:
-            main(argv)
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-
-    app.run(checked)
+def checked(argv: list[str]) -> int:
+    """One clear line for an error of the user's, no traceback."""
+    try:
+        main(argv)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    run()
+    run_command(checked)

@@ -1,10 +1,12 @@
 """absl flags that every command shares. Defaults and help come from EngineConfig itself."""
 
 import dataclasses
+import logging
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 
 from tpustream.config import EngineConfig
 from tpustream.config.engine import DTYPES, EMITTERS
@@ -12,6 +14,12 @@ from tpustream.weights.resolve import DEFAULT_MODEL
 
 _CHOICES = {"emitter": EMITTERS, "dtype": DTYPES}
 _HIDDEN = ("stop_ids", "bias_ids", "top_logprobs")  # widths of device arrays, not for a command line
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """absl's app.run, without jax's notes (INFO) of backends that this machine does not have."""
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    app.run(main)
 
 
 def define_model_flag(default: str | None = DEFAULT_MODEL) -> None:

@@ -5,6 +5,7 @@ The one place where all parts meet: weights, mesh, compiled steps, token queue, 
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -143,13 +144,19 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
 
 @contextlib.contextmanager
 def compile_progress(*, quiet: bool) -> Iterator[Progress]:
-    """A progress bar on stderr that speaks the compiler's (name, done, total)."""
+    """A progress bar on stderr, below that of loading, that speaks the compiler's (name, done, total)."""
     interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file gets a line now and then
-    with tqdm(desc="compile", unit="step", disable=quiet, mininterval=interval, position=1) as bar:
+    with contextlib.ExitStack() as opened:
+
+        @functools.cache
+        def bar(total: int) -> tqdm:
+            shown = tqdm(
+                desc="compile", total=total, unit="step", disable=quiet, mininterval=interval, position=1
+            )
+            return opened.enter_context(shown)
 
         def report(name: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(name, refresh=False)
-            bar.update(done - bar.n)
+            bar(total).set_postfix_str(name, refresh=False)
+            bar(total).update(done - bar(total).n)
 
         yield report

@@ -26,5 +26,7 @@ def test_prompt_attention_equals_the_reference(block, window, softcap, monkeypat
         first = 0 if window is None else max(0, position - window + 1)
         columns = [(p, k[p], v[p]) for p in range(first, position + 1)]
         frequencies = np.zeros(H // 2)  # rotation is not this function's part
-        wanted = attend(q[position], columns, position=position, frequencies=frequencies, scale=0.7, softcap=softcap)
+        wanted = attend(
+            q[position], columns, position=position, frequencies=frequencies, scale=0.7, softcap=softcap
+        )
         np.testing.assert_allclose(got[position], wanted, atol=2e-6)

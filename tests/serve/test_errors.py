@@ -193,6 +193,7 @@ def test_stopped_engine_is_unavailable(http, served):
         error = error_of(http.post(CHAT, json=chat_body(stream=streamed)), 503)
         assert error["code"] == "engine_stopped"
         assert "the device is gone" in error["message"]
+    assert error_of(http.get("/ready"), 503)["code"] == "engine_stopped"
 
 
 def test_bug_in_the_engine_is_a_500_in_the_envelope(http, served, monkeypatch):

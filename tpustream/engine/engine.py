@@ -73,6 +73,11 @@ class Engine:
         return self.model.vocab_size
 
     @property
+    def stopped(self) -> str | None:
+        """Why no request is taken any more; None while the engine works."""
+        return self._stopped
+
+    @property
     def waiting(self) -> int:
         """Requests without a slot."""
         return self._scheduler.waiting

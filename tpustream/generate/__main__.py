@@ -6,12 +6,11 @@ import random
 import sys
 from collections.abc import Callable
 
-from absl import app as absl_app
 from absl import flags
 
 from tpustream.core.errors import EngineStopped
 from tpustream.core.request import SamplingParams
-from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags
+from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
 from tpustream.generate.answers import encode_messages, show_answer
 from tpustream.generate.chat import Chat
 from tpustream.runtime import load_runtime
@@ -140,4 +139,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    absl_app.run(main)
+    run_command(main)

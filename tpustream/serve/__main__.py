@@ -7,12 +7,11 @@ import sys
 import threading
 import traceback
 
-from absl import app as absl_app
 from absl import flags
 
 from tpustream.config import EngineConfig
 from tpustream.core.errors import EngineStopped
-from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags
+from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
 from tpustream.runtime import load_runtime
 from tpustream.serve.app import create_app
 from tpustream.serve.server import Server, bind, is_loopback, url_of
@@ -104,4 +103,4 @@ def report(message: str) -> int:
 
 
 if __name__ == "__main__":
-    absl_app.run(main)
+    run_command(main)

@@ -11,6 +11,7 @@ from typing import Protocol
 from tpustream import __version__
 from tpustream.config import EngineConfig
 from tpustream.control.engine_stream import TokenEngine
+from tpustream.core.errors import EngineStopped
 from tpustream.serve.errors import ApiError, unavailable
 from tpustream.text.chat_template import ChatTemplate
 from tpustream.text.vocabulary import Tokenizer
@@ -27,6 +28,7 @@ class ServedEngine(TokenEngine, Protocol):
     config: EngineConfig
     max_prompt: int
     vocab_size: int
+    stopped: str | None
 
 
 class ServedRuntime(Protocol):
@@ -85,13 +87,15 @@ class Service:
         self.failure = reason
 
     def ready(self) -> ServedRuntime:
-        """The runtime. Raises ApiError 503 with the reason while there is none to use."""
+        """The runtime. Raises ApiError 503, or EngineStopped, with the reason while there is none to use."""
         if self._draining:
             raise unavailable("The server is shutting down", RETRY_DRAINING, "shutting_down")
         if self.failure is not None:
             raise unavailable(f"The model could not be loaded: {self.failure}", RETRY_DRAINING, "load_failed")
         if self.runtime is None:
             raise unavailable("The model is still loading", RETRY_LOADING, "loading")
+        if self.runtime.engine.stopped is not None:
+            raise EngineStopped(self.runtime.engine.stopped)
         return self.runtime
 
     def check_model(self, name: str | None) -> str:

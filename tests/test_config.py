@@ -1,0 +1,118 @@
+"""Configurations refuse what cannot be, by name, and flags follow the dataclass."""
+
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+
+from tests.tiny import TINY
+from tpustream import flags as our_flags
+from tpustream.config import EngineConfig, ModelConfig, RopeConfig
+
+BAD_MODELS = [
+    ({"num_kv_heads": 2}, "num_heads: wanted a multiple of num_kv_heads"),
+    ({"head_dim": 7}, "head_dim: wanted an even number, got 7"),
+    ({"num_layers": 0}, "num_layers: wanted an integer > 0, got 0"),
+    ({"activation": "relu"}, "activation: wanted one of"),
+    ({"layer_pattern": ("local",)}, "window: wanted an integer > 0"),
+    ({"layer_pattern": ("sideways",)}, "layer_pattern: wanted 'global' and 'local'"),
+]
+BAD_ENGINES = [
+    ({"slots": 0}, "slots: wanted >= 1, got 0"),
+    ({"sinks": 64, "ring_length": 64}, "sinks: wanted 0 <= sinks < ring_length"),
+    ({"prefill_buckets": (4096,)}, "prefill_buckets: wanted 1..ring_length"),
+    ({"emitter": "pigeon"}, "emitter: wanted one of"),
+    ({"dtype": "float8"}, "dtype: wanted one of"),
+    ({"mesh": (1, -2)}, "mesh: wanted"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_MODELS, ids=str)
+def test_a_bad_model_is_refused(fields, message):
+    """Wanted and got."""
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **fields)
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_ENGINES, ids=str)
+def test_a_bad_engine_is_refused(fields, message):
+    """Wanted and got."""
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**fields)
+
+
+def test_a_model_survives_json(tmp_path):
+    """to_dict and from_json are inverse, ropes and patterns included."""
+    config = dataclasses.replace(
+        TINY,
+        rope=RopeConfig(kind="yarn", factor=4.0, original_context=128),
+        local_rope=RopeConfig(base=10.0),
+        window=7,
+        layer_pattern=("local", "global"),
+    )
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert ModelConfig.from_json(path) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, r"unknown fields \['colour'\]"),
+        ({"vocab_size": None}, r"missing fields \['vocab_size'\]"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, change, message):
+    """Unknown and missing fields, and the file that they are in."""
+    data = {key: value for key, value in (TINY.to_dict() | change).items() if value is not None}
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=rf"model\.json: model config: {message}"):
+        ModelConfig.from_json(path)
+
+
+def test_buckets_end_with_the_longest_prompt():
+    """The default ladder, and chosen buckets, always hold a prompt as long as the ring."""
+    assert EngineConfig(ring_length=2048).buckets == (32, 128, 512, 2048)
+    assert EngineConfig(ring_length=100).buckets == (32, 100)
+    assert EngineConfig(ring_length=100, prefill_buckets=(10,)).buckets == (10, 100)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Parses a command line with the engine's flags alone."""
+
+    def parse(*arguments: str) -> EngineConfig:
+        values = flags.FlagValues()
+        monkeypatch.setattr(our_flags.flags, "FLAGS", values)
+        for define in ("DEFINE_enum", "DEFINE_list", "DEFINE_integer"):
+            original = getattr(flags, define)
+            monkeypatch.setattr(
+                our_flags.flags, define, lambda *a, _f=original, **k: _f(*a, flag_values=values, **k)
+            )
+        our_flags.define_engine_flags()
+        values(["command", *arguments])
+        return our_flags.engine_config_from_flags()
+
+    return parse
+
+
+def test_flags_follow_the_dataclass(parsed):
+    """Defaults are the dataclass's own; every field but array widths has a flag with help."""
+    assert parsed() == EngineConfig()
+    shown = our_flags.flags.FLAGS.get_help()
+    for field in dataclasses.fields(EngineConfig):
+        assert (f"--{field.name}" in shown.replace("--[no]", "--")) != (field.name in our_flags._HIDDEN)
+
+
+def test_flags_are_read(parsed):
+    """Lists, named mesh axes and enums."""
+    config = parsed("--slots=3", "--mesh=data:2,model:4", "--prefill_buckets=8,16", "--emitter=callback")
+    assert config == EngineConfig(slots=3, mesh=(2, 4), prefill_buckets=(8, 16), emitter="callback")
+
+
+def test_a_flag_that_is_no_number_is_named(parsed):
+    """Wanted and got."""
+    with pytest.raises(ValueError, match="--mesh: wanted integers separated by commas, got 'many'"):
+        parsed("--mesh=many")
