@@ -37,7 +37,7 @@ def test_colab_notebook_streams_an_answer(monkeypatch):
     assert "Paris" in printed["logprobs"]
     assert "finish: stop" in printed["answer"]
     assert "finish: stop" in printed["sampling"]
-    assert printed["endless"].endswith("200 tokens through a ring of 128\n")
+    assert printed["endless"].endswith("160 tokens through a ring of 128\n")
 
 
 def _printed(cell) -> str:

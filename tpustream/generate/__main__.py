@@ -21,7 +21,7 @@ EXPECTED = (ValueError, OSError, ImportError, EngineStopped)
 DEFAULTS = SamplingParams(temperature=0.0)
 
 define_model_flag()
-define_engine_flags()
+define_engine_flags(slots=1)  # one stream at a time
 PROMPT = flags.DEFINE_string("prompt", None, "What to answer; without it, a conversation begins.")
 RAW = flags.DEFINE_bool("raw", False, "Continue --prompt as plain text, without the chat template.")
 SYSTEM = flags.DEFINE_string("system", None, "System message of the conversation.")

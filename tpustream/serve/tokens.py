@@ -125,6 +125,8 @@ class Generation:
             self._running.discard(index)
         if index not in self.open:
             return None
+        if self._ended_early is not None and event.finish == FinishReason.CANCELLED:
+            return None  # our own cancel; `next` ends the stream with the reason
         delta = self._texts[index].push(event)
         if delta is None:
             return None
