@@ -49,6 +49,7 @@ setup(
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "transformers>=5.0",  # its configuration classes and tokenizers, which need no torch
         ],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "gpu": ["jax[cuda12]>=0.10.2,<0.12"],

@@ -3,7 +3,7 @@
     python scripts/bench_decode.py --batches=1,4 --contexts=128,1024
     python scripts/bench_decode.py --emitters=transfer,callback --fused_steps=8
 
-Prints prefill by bucket, then decode by emitter, batch and context. `share` is the part of the
+Prints prefill by prompt length, then decode by emitter, batch and context. `share` is the part of the
 measured memory bandwidth that the step's necessary bytes (weights and live cache) account for.
 The last line is one JSON object with every figure.
 """
@@ -28,6 +28,9 @@ define_model_flag()
 define_engine_flags()
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Slots that decode together; replaces --slots.")
 _CONTEXTS = flags.DEFINE_list("contexts", ["128", "1024"], "Tokens in each slot's cache.")
+_PROMPTS = flags.DEFINE_list(
+    "prompts", ["32", "128", "512", "1024"], "Lengths of prefilled prompts, in tokens."
+)
 _EMITTERS = flags.DEFINE_list("emitters", [], f"Measure these of {EMITTERS[1:]}; empty means --emitter.")
 _DISPATCHES = flags.DEFINE_integer("dispatches", 30, "Timed dispatches a figure.", lower_bound=1)
 _COMPILE_CACHE = flags.DEFINE_bool("compile_cache", False, "Read and fill the persistent compile cache.")
@@ -57,9 +60,10 @@ def main(argv: list[str]) -> None:
             with compile_progress(quiet=False) as report:
                 steps = compile_steps(placer, emit=TokenQueue(emitter).emit, progress=report)
             if not prefill:
-                prefill = time_prefill(placer, weights, steps, repeats=5)
+                lengths = [int(length) for length in _PROMPTS.value]
+                prefill = time_prefill(placer, weights, steps, lengths, repeats=5)
                 compiled = steps.compile_seconds
-                _print_prefill(prefill, compiled)
+                _print_prefill(prefill)
                 print(
                     _ROW.format(
                         "emitter", "batch", "context", "step ms", "tok/s", "GB/s", "share", "compile s"
@@ -100,10 +104,10 @@ def main(argv: list[str]) -> None:
     print(json.dumps(record))
 
 
-def _print_prefill(prefill: dict[int, float], compiled: dict[str, float]) -> None:
-    print(f"{'prefill':>9} {'ms':>9} {'tok/s':>9} {'compile s':>9}")
-    for bucket, ms in prefill.items():
-        print(f"{bucket:>9} {ms:>9.1f} {1e3 * bucket / ms:>9.0f} {compiled[f'prefill {bucket}']:>9.1f}")
+def _print_prefill(prefill: dict[int, float]) -> None:
+    print(f"{'prompt':>9} {'ms':>9} {'tok/s':>9}")
+    for length, ms in prefill.items():
+        print(f"{length:>9} {ms:>9.1f} {1e3 * length / ms:>9.0f}")
 
 
 def checked(argv: list[str]) -> int:

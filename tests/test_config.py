@@ -21,7 +21,7 @@ BAD_MODELS = [
 BAD_ENGINES = [
     ({"slots": 0}, "slots: wanted >= 1, got 0"),
     ({"sinks": 64, "ring_length": 64}, "sinks: wanted 0 <= sinks < ring_length"),
-    ({"prefill_buckets": (4096,)}, "prefill_buckets: wanted 1..ring_length"),
+    ({"prefill_chunk": 0}, "prefill_chunk: wanted >= 1, got 0"),
     ({"emitter": "pigeon"}, "emitter: wanted one of"),
     ({"dtype": "float8"}, "dtype: wanted one of"),
     ({"mesh": (1, -2)}, "mesh: wanted"),
@@ -72,11 +72,20 @@ def test_a_bad_file_is_named(tmp_path, change, message):
         ModelConfig.from_json(path)
 
 
-def test_buckets_end_with_the_longest_prompt():
-    """The default ladder, and chosen buckets, always hold a prompt as long as the ring."""
-    assert EngineConfig(ring_length=2048).buckets == (32, 128, 512, 2048)
-    assert EngineConfig(ring_length=100).buckets == (32, 100)
-    assert EngineConfig(ring_length=100, prefill_buckets=(10,)).buckets == (10, 100)
+@pytest.mark.parametrize(
+    ("ring", "chunk", "buckets", "pasts"),
+    [
+        (2048, 128, (32, 128), (0, 512, 2048)),
+        (8192, 512, (32, 128, 512), (0, 2048, 8192)),
+        (100, 128, (32, 100), (0, 100)),
+        (100, 30, (30,), (0, 120)),
+        (64, 8, (8,), (0, 32, 64)),
+    ],
+)
+def test_prompts_are_cut_for_few_executables(ring, chunk, buckets, pasts):
+    """The last bucket is a whole chunk, and the last past is every chunk of the longest prompt."""
+    config = EngineConfig(ring_length=ring, prefill_chunk=chunk, sinks=2)
+    assert (config.buckets, config.pasts) == (buckets, pasts)
 
 
 @pytest.fixture
@@ -108,8 +117,8 @@ def test_flags_follow_the_dataclass(parsed):
 
 def test_flags_are_read(parsed):
     """Lists, named mesh axes and enums."""
-    config = parsed("--slots=3", "--mesh=data:2,model:4", "--prefill_buckets=8,16", "--emitter=callback")
-    assert config == EngineConfig(slots=3, mesh=(2, 4), prefill_buckets=(8, 16), emitter="callback")
+    config = parsed("--slots=3", "--mesh=data:2,model:4", "--prefill_chunk=8", "--emitter=callback")
+    assert config == EngineConfig(slots=3, mesh=(2, 4), prefill_chunk=8, emitter="callback")
 
 
 def test_a_flag_that_is_no_number_is_named(parsed):

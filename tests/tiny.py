@@ -10,8 +10,8 @@ import jax
 from tests.goldens import families
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.request import FinishReason, Request, SamplingParams, TokenEvent
-from tpustream.engine.compile import Placer
 from tpustream.engine.engine import Engine
+from tpustream.engine.placer import Placer
 from tpustream.engine.state import Weights
 from tpustream.runtime import build_engine, load_weights, make_placer
 from tpustream.weights.resolve import ModelFiles, resolve_model
@@ -28,7 +28,7 @@ TINY = ModelConfig(
     context_length=512,
     tie_embeddings=True,
 )
-SMALL_ENGINE = EngineConfig(slots=2, ring_length=64, prefill_buckets=(16,), emitter="transfer")
+SMALL_ENGINE = EngineConfig(slots=2, ring_length=64, prefill_chunk=16, emitter="transfer")
 WAIT = 60.0  # seconds until a test gives a stream up
 
 

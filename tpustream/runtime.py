@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import ModelError
-from tpustream.engine.compile import CompiledSteps, Placer, Progress, compile_steps
+from tpustream.engine.compile import CompiledSteps, Progress, compile_steps
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
 from tpustream.engine.engine import Engine
+from tpustream.engine.placer import Placer
 from tpustream.engine.state import Weights
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules, make_mesh
@@ -137,8 +138,8 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), placer.admission())
     zero = zeros.slot
     bucket = placer.engine.buckets[0]
-    prefix = steps.prefill[bucket](weights, jnp.zeros(bucket, jnp.int32), zero)
-    state = steps.release(steps.insert[bucket](prefix, state, zeros), zero, zero)
+    prefix, _ = steps.prefill[bucket, 0](weights, steps.initial_prefix(), jnp.zeros(bucket, jnp.int32), zero)
+    state = steps.release(steps.insert(prefix, state, zeros), zero, zero)
     jax.block_until_ready(steps.decode(weights, state))
 
 

@@ -26,12 +26,12 @@ def _copied_bytes(text: str) -> list[int]:
 @pytest.mark.parametrize(("slots", "fused_steps"), [(1, 1), (4, 1), (1, 4), (4, 4)])
 def test_decode_keeps_the_cache_in_place(slots, fused_steps, emitter):
     """All cache bytes are aliased, no cache-sized array is copied, no temporary is that large."""
-    config = EngineConfig(slots=slots, ring_length=RING, fused_steps=fused_steps, prefill_buckets=(RING,))
+    config = EngineConfig(slots=slots, ring_length=RING, fused_steps=fused_steps)
     placer = make_placer(TINY, config, jax.devices()[:1])
     lowered = dict(lower_steps(placer, TokenQueue(emitter).emit))
     layer = cache_bytes(placer.state()) // (2 * TINY.num_layers)
     # With one slot, what insert puts into it is as large as the cache.
-    for name in ("decode", "release", *((f"insert {RING}",) if slots > 1 else ())):
+    for name in ("decode", "release", *(("insert",) if slots > 1 else ())):
         compiled = lowered[name]().compile()
         memory = compiled.memory_analysis()
         assert memory.alias_size_in_bytes >= cache_bytes(placer.state()), name
@@ -40,9 +40,21 @@ def test_decode_keeps_the_cache_in_place(slots, fused_steps, emitter):
             assert memory.temp_size_in_bytes < layer
 
 
+@pytest.mark.parametrize("past", [0, RING])
+def test_prefill_keeps_the_prefix_in_place(past):
+    """A chunk is written into the prefix that it extends: aliased, and copied nowhere."""
+    config = EngineConfig(slots=1, ring_length=RING, prefill_chunk=32)
+    placer = make_placer(TINY, config, jax.devices()[:1])
+    prefix = placer.prefix()
+    compiled = dict(lower_steps(placer, None))[f"prefill 32 {past}"]().compile()
+    size = sum(4 * int(np.prod(leaf.shape)) for leaf in (*prefix.k, *prefix.v))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size
+    assert max(_copied_bytes(compiled.as_text()), default=0) < size // (2 * TINY.num_layers)
+
+
 def test_fifty_different_requests_compile_nothing():
     """Lengths, sampling settings and stops are data: after start the compiler is never called."""
-    config = EngineConfig(slots=3, ring_length=64, prefill_buckets=(8, 32), emitter="transfer")
+    config = EngineConfig(slots=3, ring_length=64, prefill_chunk=32, emitter="transfer")
     engine = tiny_engine(config, eos_ids=(3,))
     compiled = []
 

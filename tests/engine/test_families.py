@@ -12,12 +12,13 @@ from tests.tiny import family, request
 from tpustream.config import EngineConfig
 from tpustream.core.plan import Placement
 from tpustream.engine import steps
-from tpustream.engine.admission import admission, padded_prompt
-from tpustream.engine.state import empty_state
+from tpustream.engine.admission import admission
+from tpustream.engine.chunks import cut
+from tpustream.engine.state import empty_prefix, empty_state
 
-ENGINE = EngineConfig(slots=3, ring_length=64, prefill_buckets=(32,))
+ENGINE = EngineConfig(slots=3, ring_length=64, prefill_chunk=8)
 SLOT = 1
-PREFILLED = 19  # tokens; the rest is fed one by one
+PREFILLED = 19  # tokens, in three chunks; the rest is fed one by one
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -40,13 +41,13 @@ def _decoded(placer, weights, tokens) -> np.ndarray:
     wanted = request(tokens[: PREFILLED + 1].tolist(), max_tokens=100)
     placement = Placement(request=wanted, slot=SLOT, epoch=1)
 
-    @jax.jit
-    def filled(weights, prompt, length, arrays):
-        prefix, _ = steps.prefill(model, weights, prompt, length)
-        return steps.insert(model, ENGINE, prefix, empty_state(model, ENGINE, placer.dtype), arrays)
-
-    arrays = admission(placement, model, ENGINE, ())
-    state = filled(weights, padded_prompt(wanted, 32), np.int32(PREFILLED), arrays)
+    fill = jax.jit(functools.partial(steps.prefill, model), static_argnames="past")
+    prefix = empty_prefix(model, ENGINE.prefix_length, placer.dtype)
+    for chunk in cut(placement, ENGINE):
+        prefix, _ = fill(weights, prefix, chunk.tokens(), np.int32(chunk.count), past=chunk.past)
+    insert = jax.jit(functools.partial(steps.insert, model, ENGINE))
+    empty = empty_state(model, ENGINE, placer.dtype)
+    state = insert(prefix, empty, admission(placement, model, ENGINE, ()))
     step = jax.jit(functools.partial(steps.next_logits, model, ENGINE))
     rows = []
     for token in tokens[PREFILLED:]:

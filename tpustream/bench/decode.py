@@ -13,7 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tpustream.engine.compile import CompiledSteps, Placer
+from tpustream.core.plan import Placement
+from tpustream.core.request import Request, SamplingParams
+from tpustream.engine.chunks import cut
+from tpustream.engine.compile import CompiledSteps
+from tpustream.engine.placer import Placer
 from tpustream.engine.state import DecodeState, Weights, cache_bytes
 
 UNTIL_FAR = 2**30  # tokens that a benchmarked slot may still generate
@@ -84,19 +88,27 @@ def time_decode(
         )
 
 
-def time_prefill(placer: Placer, weights: Weights, steps: CompiledSteps, *, repeats: int) -> dict[int, float]:
-    """Bucket -> milliseconds of prefill and insert of a prompt that fills it."""
+def time_prefill(
+    placer: Placer, weights: Weights, steps: CompiledSteps, lengths: Sequence[int], *, repeats: int
+) -> dict[int, float]:
+    """Prompt length -> milliseconds until a prompt of that many tokens is in its slot."""
     arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), placer.admission())
-    state, out = steps.initial_state(), {}
-    for bucket, prefill in steps.prefill.items():
+    state, prefix, out = steps.initial_state(), steps.initial_prefix(), {}
+    for length in lengths:
+        # One more token than is prefilled: decode takes the last.
+        request = Request(id="bench", prompt=(0,) * (length + 1), sampling=SamplingParams(seed=0))
+        chunks = list(cut(Placement(request=request, slot=0, epoch=0), placer.engine))
         seconds = []
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            prefix = prefill(weights, np.zeros(bucket, np.int32), np.int32(bucket))
-            state = steps.insert[bucket](prefix, state, arrays)
+            prefix = dataclasses.replace(prefix, length=np.int32(0))
+            for chunk in chunks:
+                fill = steps.prefill[chunk.bucket, chunk.past]
+                prefix, _ = fill(weights, prefix, chunk.tokens(), np.int32(chunk.count))
+            state = steps.insert(prefix, state, arrays)
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - start)
-        out[bucket] = 1e3 * statistics.median(seconds[1:])
+        out[length] = 1e3 * statistics.median(seconds[1:])
     return out
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 DTYPES = ("auto", "float32", "bfloat16")
+TAIL_BUCKETS = (32, 128)
 EMITTERS = ("auto", "callback", "transfer")
 
 
@@ -14,8 +15,7 @@ class EngineConfig:
       slots: B, streams that decode together.
       ring_length: columns of a slot's cache, sinks included. Also the longest prompt.
       sinks: first tokens of a stream that are never overwritten (StreamingLLM, Xiao et al. 2023).
-      prefill_buckets: prompt lengths that prefill is compiled for; () means powers of four from 32
-        up to ring_length.
+      prefill_chunk: tokens of a prompt that are prefilled between two dispatches of decode.
       fused_steps: K, decode steps a dispatch.
       emitter: how tokens leave the device: "callback", "transfer" or "auto".
       dtype: of weights, activations and cache; "auto" is float32 on CPU, bfloat16 elsewhere.
@@ -28,7 +28,7 @@ class EngineConfig:
     slots: int = 4
     ring_length: int = 2048
     sinks: int = 4
-    prefill_buckets: tuple[int, ...] = ()
+    prefill_chunk: int = 128
     fused_steps: int = 1
     emitter: str = "auto"
     dtype: str = "auto"
@@ -38,15 +38,13 @@ class EngineConfig:
     bias_ids: int = 320
 
     def __post_init__(self):
-        for field in ("slots", "ring_length", "fused_steps", "top_logprobs", "stop_ids", "bias_ids"):
+        sizes = ("slots", "ring_length", "prefill_chunk", "fused_steps")
+        for field in (*sizes, "top_logprobs", "stop_ids", "bias_ids"):
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"{field}: wanted >= 1, got {value}")
         if not 0 <= self.sinks < self.ring_length:
             raise ValueError(f"sinks: wanted 0 <= sinks < ring_length ({self.ring_length}), got {self.sinks}")
-        for bucket in self.prefill_buckets:
-            if not 1 <= bucket <= self.ring_length:
-                raise ValueError(f"prefill_buckets: wanted 1..ring_length ({self.ring_length}), got {bucket}")
         if self.emitter not in EMITTERS:
             raise ValueError(f"emitter: wanted one of {EMITTERS}, got {self.emitter!r}")
         if self.dtype not in DTYPES:
@@ -55,11 +53,24 @@ class EngineConfig:
             raise ValueError(f"mesh: wanted (data, model) with sizes >= 0, got {self.mesh}")
 
     @property
+    def chunk(self) -> int:
+        """Tokens of a full chunk: prefill_chunk, or the whole ring where that is shorter."""
+        return min(self.prefill_chunk, self.ring_length)
+
+    @property
     def buckets(self) -> tuple[int, ...]:
-        """Prefill lengths in ascending order; the last one holds the longest prompt."""
-        chosen = set(self.prefill_buckets)
-        size = 32
-        while not self.prefill_buckets and size < self.ring_length:
-            chosen.add(size)
-            size *= 4
-        return tuple(sorted(chosen | {self.ring_length}))
+        """Compiled lengths of a prompt's last chunk, ascending; the last is `chunk`."""
+        return (*(size for size in TAIL_BUCKETS if size < self.chunk), self.chunk)
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions of a prefix: the longest prompt, in whole chunks."""
+        return -(-self.ring_length // self.chunk) * self.chunk
+
+    @property
+    def pasts(self) -> tuple[int, ...]:
+        """Compiled numbers of earlier positions that a chunk reads, ascending, from 0 to all."""
+        steps = [0]
+        while (size := max(4 * self.chunk, 4 * steps[-1])) < self.prefix_length:
+            steps.append(size)
+        return (*steps, self.prefix_length)

@@ -54,18 +54,6 @@ def stop_ids(sampling: SamplingParams, eos_ids: Iterable[int]) -> list[int]:
     return sorted({*own, *sampling.stop_token_ids})
 
 
-def bucket_for(length: int, engine: EngineConfig) -> int:
-    """The shortest prefill that holds this many tokens."""
-    return next(bucket for bucket in engine.buckets if bucket >= length)
-
-
-def padded_prompt(request: Request, bucket: int) -> np.ndarray:
-    """All prompt tokens but the last, i32[bucket]."""
-    out = np.zeros(bucket, np.int32)
-    out[: len(request.prompt) - 1] = request.prompt[:-1]
-    return out
-
-
 def admission(
     placement: Placement, model: ModelConfig, engine: EngineConfig, eos_ids: Iterable[int]
 ) -> Admission:

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
-from tpustream.core.plan import Placement
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
+from tpustream.engine.chunks import Chunk, Prefills
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.emitters import TokenQueue
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
-from tpustream.engine.state import DecodeState, Weights
+from tpustream.engine.state import DecodeState, Prefix, Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,8 @@ class Engine:
         self._eos_ids = tuple(eos_ids)
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
+        self._prefills = Prefills(config)
+        self._decoding: set[tuple[int, int]] = set()  # (slot, epoch) that the device decodes
         self._router = Router(config.slots, self._slot_finished)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopped: str | None = None
@@ -120,9 +122,9 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            state = self._steps.initial_state()
+            state, prefix = self._steps.initial_state(), self._steps.initial_prefix()
             while self._take_messages():
-                state = self._iterate(state)
+                state, prefix = self._iterate(state, prefix)
             self._close("the engine was stopped", TokenEvent(finish=FinishReason.CANCELLED))
         except BaseException as error:
             self._fail(error)
@@ -147,31 +149,44 @@ class Engine:
                 if self._router.close(message.request_id, TokenEvent(finish=message.finish)):
                     self._scheduler.remove(message.request_id)
             case _SlotFinished():
+                self._decoding.discard((message.slot, message.epoch))
                 self._scheduler.finished(message.slot, message.epoch)
             case _Stop():
                 return False
         return True
 
-    def _iterate(self, state: DecodeState) -> DecodeState:
+    def _iterate(self, state: DecodeState, prefix: Prefix) -> tuple[DecodeState, Prefix]:
+        """Idle what ended, one chunk of one prompt, one dispatch of decode."""
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
-            state = self._steps.release(state, admissions.i32(slot), admissions.i32(epoch))
+            if not self._prefills.drop(slot, epoch):
+                self._decoding.discard((slot, epoch))
+                state = self._steps.release(state, admissions.i32(slot), admissions.i32(epoch))
         for placement in plan.admit:
-            state = self._admit(placement, state)
-        if plan.decode:
+            self._prefills.add(placement)
+        if self._prefills:
+            state, prefix = self._prefill(self._prefills.next(), state, prefix)
+        if self._decoding:
             self._tokens.reserve()
             state, packed = self._steps.decode(self._weights, state)
             self._tokens.dispatched(packed)
-        return state
+        return state, prefix
 
-    def _admit(self, placement: Placement, state: DecodeState) -> DecodeState:
-        length = len(placement.request.prompt) - 1
-        bucket = admissions.bucket_for(length, self.config)
-        tokens = admissions.padded_prompt(placement.request, bucket)
-        prefix = self._steps.prefill[bucket](self._weights, tokens, admissions.i32(length))
-        self._router.place(placement)
-        arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
-        return self._steps.insert[bucket](prefix, state, arrays)
+    def _prefill(self, chunk: Chunk, state: DecodeState, prefix: Prefix) -> tuple[DecodeState, Prefix]:
+        if chunk.start == 0:
+            prefix = dataclasses.replace(prefix, length=admissions.i32(0))
+        fill = self._steps.prefill[chunk.bucket, chunk.past]
+        prefix, length = fill(self._weights, prefix, chunk.tokens(), admissions.i32(chunk.count))
+        if chunk.last:
+            placement = chunk.placement
+            self._router.place(placement)
+            self._decoding.add((placement.slot, placement.epoch))
+            arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
+            state = self._steps.insert(prefix, state, arrays)
+        elif not self._decoding:
+            # Nothing else holds the loop back: a cancelled prompt must not leave chunks behind it.
+            length.block_until_ready()
+        return state, prefix
 
     def _fail(self, error: BaseException) -> None:
         message = f"the engine failed: {type(error).__name__}: {error}"

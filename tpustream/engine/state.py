@@ -107,16 +107,18 @@ class DecodeState:
 
 @pytree
 class Prefix:
-    """Keys and values of a prompt, on their way into a slot.
+    """Keys and values of a prompt, on their way into a slot. Column p is position p.
 
     Attributes:
-      k, v: one array a layer, [K, H, T] and [K, T, H]; tokens from `length` on are padding.
-      length: i32[], tokens that count.
+      k, v: one array a layer, [K, H, P] and [K, P, H]; positions from `length` on mean nothing.
+      length: i32[], tokens that count; 0 begins a prompt, whatever the rest holds.
+      finite: bool[], whether every number of the prompt was finite so far.
     """
 
-    k: tuple[Float[Array, "K H T"], ...]
-    v: tuple[Float[Array, "K T H"], ...]
+    k: tuple[Float[Array, "K H P"], ...]
+    v: tuple[Float[Array, "K P H"], ...]
     length: Int32[Array, ""]
+    finite: Bool[Array, ""]
 
 
 @pytree
@@ -198,6 +200,17 @@ def empty_state(model: ModelConfig, engine: EngineConfig, dtype: jnp.dtype) -> D
         step=jnp.zeros((), jnp.int32),
         in_prompt=vector(bool, 0, model.vocab_size),
         counts=vector(jnp.int32, 0, model.vocab_size),
+    )
+
+
+def empty_prefix(model: ModelConfig, positions: int, dtype: jnp.dtype) -> Prefix:
+    """A prefix of no tokens, with room for `positions`."""
+    heads, size, layers = model.num_kv_heads, model.head_dim, model.num_layers
+    return Prefix(
+        k=tuple(jnp.zeros((heads, size, positions), dtype) for _ in range(layers)),
+        v=tuple(jnp.zeros((heads, positions, size), dtype) for _ in range(layers)),
+        length=jnp.zeros((), jnp.int32),
+        finite=jnp.ones((), bool),
     )
 
 

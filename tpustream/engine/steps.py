@@ -1,8 +1,8 @@
 """The pure steps: prefill, insert, decode, release. Compiled, donated and placed by compile.py.
 
-Prefill fills a prefix with all prompt tokens but the last. Insert puts the prefix into a slot. The
-first decode step writes the last prompt token and samples from it, so every token of a stream comes
-out of one function, whatever the prompt's bucket.
+Prefill adds chunks to a prefix until it holds all prompt tokens but the last. Insert puts the prefix
+into a slot. The first decode step writes the last prompt token and samples from it, so every token of
+a stream comes out of one function, however the prompt was cut.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.token_batch import StepFinish
 from tpustream.engine import sampling as sampling_ops
 from tpustream.engine.packing import pack
-from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, Weights
+from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, Weights, empty_prefix
 from tpustream.model.decoder import bind
 from tpustream.ops.attention import causal_attention, ring_attention
 from tpustream.ops.ring import RingLayout, layer_layout
@@ -28,38 +28,78 @@ Emit = Callable[[Int32[Array, "B C"]], None]
 
 
 def prefill(
-    model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"], length: Int32[Array, ""]
-) -> tuple[Prefix, Float[Array, "T D"]]:
-    """Keys and values of a prompt, and the last hidden rows.
+    model: ModelConfig,
+    weights: Weights,
+    prefix: Prefix,
+    tokens: Int32[Array, "T"],
+    count: Int32[Array, ""],
+    *,
+    past: int,
+) -> tuple[Prefix, Int32[Array, ""]]:
+    """The prefix with one more chunk of the prompt, and its new length.
 
     Args:
-      tokens: padded to the bucket with any valid id.
-      length: tokens that count; what follows is never seen by them nor inserted.
+      prefix: the chunks before this one; a length of 0 begins a prompt, whatever it holds.
+      tokens: the chunk, padded with any valid id.
+      count: tokens that count; what follows is never seen by them nor inserted.
+      past: positions of the prefix that are read, at least its length.
     """
-    decoder = bind(model, weights.params)
-    position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    prefix, _ = prefill_rows(model, weights, prefix, tokens, count, past=past)
+    return prefix, prefix.length
+
+
+def prefill_rows(
+    model: ModelConfig,
+    weights: Weights,
+    prefix: Prefix,
+    tokens: Int32[Array, "T"],
+    count: Int32[Array, ""],
+    *,
+    past: int,
+) -> tuple[Prefix, Float[Array, "T D"]]:
+    """As `prefill`, with the last hidden rows of the chunk."""
+    decoder, start = bind(model, weights.params), prefix.length
+    position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
     rotations = {kind: rotation_at(table, position) for kind, table in weights.rope.items()}
     x = decoder.embedded(tokens)
-    keys, values = [], []
+    keys, values, finite = [], [], prefix.finite | (start == 0)
     for index, layer in enumerate(decoder.layers):
         rotation, window = rotations[model.layer_kind(index)], model.layer_window(index)
 
-        def attend(q, k, v, rotation=rotation, window=window):
-            q, k = rotate(q, rotation), rotate(k, rotation)
+        def attend(q, k, v, index=index, rotation=rotation, window=window):
+            all_k, all_v = prefix.k[index], prefix.v[index]
+            k, v = rotate(k, rotation).astype(all_k.dtype), v.astype(all_v.dtype)
             out = causal_attention(
-                q, k, v, scale=model.score_scale, softcap=model.attn_softcap, window=window
+                rotate(q, rotation),
+                k,
+                v,
+                all_k[:, :, :past],
+                all_v[:, :past],
+                start,
+                scale=model.score_scale,
+                softcap=model.attn_softcap,
+                window=window,
             )
-            return out, (k, v)
+            # As in decode, the write depends on what was read and so needs no copy. What is not finite
+            # stays out, since masked columns of later prompts must be numbers; the flag remembers it.
+            finite = jnp.isfinite(out).all()
+            k, v = (jnp.where(finite, new, 0) for new in (k, v))
+            all_k = jax.lax.dynamic_update_slice_in_dim(all_k, k.transpose(1, 2, 0), start, axis=2)
+            all_v = jax.lax.dynamic_update_slice_in_dim(all_v, v.transpose(1, 0, 2), start, axis=1)
+            return out, (all_k, all_v, finite)
 
-        x, (k, v) = layer(x, attend)
-        keys.append(k.transpose(1, 2, 0))
-        values.append(v.transpose(1, 0, 2))
-    return Prefix(k=tuple(keys), v=tuple(values), length=length), x
+        x, (k, v, layer_finite) = layer(x, attend)
+        keys.append(k)
+        values.append(v)
+        finite &= layer_finite
+    return Prefix(k=tuple(keys), v=tuple(values), length=start + count, finite=finite), x
 
 
 def prompt_logits(model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"]) -> Float[Array, "T V"]:
     """Logits after every token of a prompt: for scoring and tests, not on the serving path."""
-    _, x = prefill(model, weights, tokens, jnp.int32(tokens.shape[0]))
+    dtype = weights.params["embed.table"].dtype
+    prefix = empty_prefix(model, tokens.shape[0], dtype)
+    _, x = prefill_rows(model, weights, prefix, tokens, jnp.int32(tokens.shape[0]), past=0)
     return bind(model, weights.params).logits(x)
 
 
@@ -68,7 +108,8 @@ def insert(
 ) -> DecodeState:
     """The state with the prefix in slot `admission.slot`, ready to decode under a new epoch.
 
-    A prefix longer than a layer's window leaves only the positions that its ring holds.
+    A prefix longer than a layer's window leaves only the positions that its ring holds. One that is
+    not finite leaves NaN, so that the first step ends the request.
     """
     slot = admission.slot
 
@@ -77,7 +118,7 @@ def insert(
         held = layout.held_positions(prefix.length)
         columns = jnp.take(tokens, jnp.clip(held, 0, tokens.shape[axis] - 1), axis=axis)
         holds = jnp.expand_dims(held >= 0, [a for a in range(3) if a != axis])
-        columns = jnp.where(holds, columns, 0).astype(cache.dtype)
+        columns = jnp.where(holds, jnp.where(prefix.finite, columns, jnp.nan), 0).astype(cache.dtype)
         return jax.lax.dynamic_update_index_in_dim(cache, columns, slot, 0)
 
     layouts = [layer_layout(model, engine, layer) for layer in range(model.num_layers)]

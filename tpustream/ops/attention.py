@@ -8,54 +8,60 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from tpustream.ops.matmul import einsum
 
-MIN_QUERY_BLOCK = 512  # rows of scores alive at a time in prefill
-MAX_QUERY_BLOCKS = 8  # each is unrolled, so they cost compile time
-
 
 def causal_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
+    past_k: Float[Array, "K H P"],
+    past_v: Float[Array, "K P H"],
+    start: Int32[Array, ""],
     *,
     scale: float,
     softcap: float | None,
     window: int | None,
 ) -> Float[Array, "T N H"]:
-    """Every token sees itself and what came before, at most `window` tokens in all.
+    """A chunk of a prompt: every token sees itself and what came before, at most `window` in all.
 
-    Blocks of queries meet only the keys that some of them see.
+    Args:
+      q, k, v: of positions start..start+T, rotated.
+      past_k, past_v: of positions 0..P; those from `start` on are not seen. P may be 0.
+      start: position of the chunk's first token, at most P.
     """
-    length = q.shape[0]
-    size = max(MIN_QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
-    blocks = []
-    for start in range(0, length, size):
-        stop = min(start + size, length)
-        oldest = 0 if window is None else max(0, start - window + 1)
-        seen = _distance(start, stop, oldest)
-        seen = (seen >= 0) if window is None else (seen >= 0) & (seen < window)
-        keys, values = k[oldest:stop], v[oldest:stop]
-        blocks.append(_block_attention(q[start:stop], keys, values, seen, scale=scale, softcap=softcap))
-    return jnp.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-
-
-def _distance(start: int, stop: int, oldest: int) -> Int32[Array, "t s"]:
-    """Tokens from each key, positions oldest..stop, to each query, positions start..stop."""
-    return jnp.arange(start, stop, dtype=jnp.int32)[:, None] - jnp.arange(oldest, stop, dtype=jnp.int32)
-
-
-def _block_attention(q, k, v, seen, *, scale, softcap):
-    """Heads lead and a group's queries are joined: one plain product a kv head, fast everywhere."""
     rows, heads, head_dim = q.shape
     kv_heads = k.shape[1]
+    # Heads lead and a group's queries are joined: one plain product a kv head, fast everywhere.
     joined = q.reshape(rows, kv_heads, -1, head_dim).transpose(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
-    scores = einsum("kth,khs->kts", joined, k.transpose(1, 2, 0), out_dtype=jnp.float32)
-    scores = scores.reshape(kv_heads, -1, rows, k.shape[0])
-    scores = jnp.where(seen, _capped(scores * scale, softcap), -jnp.inf)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1)
-    weights = weights.reshape(kv_heads, -1, k.shape[0]).astype(v.dtype)
-    out = einsum("kts,ksh->kth", weights, v.transpose(1, 0, 2), out_dtype=jnp.float32)
-    out = out.reshape(kv_heads, -1, rows, head_dim) / total[..., None]
+
+    def scores_of(keys: Float[Array, "K H S"], distance: Int32[Array, "T S"]) -> Float[Array, "K G T S"]:
+        scores = einsum("kth,khs->kts", joined, keys, out_dtype=jnp.float32)
+        scores = _capped(scores.reshape(kv_heads, -1, rows, keys.shape[-1]) * scale, softcap)
+        seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        return jnp.where(seen, scores, -jnp.inf)
+
+    def weighted(scores: Float[Array, "K G T S"], values: Float[Array, "K S H"]) -> Float[Array, "K G T H"]:
+        flat = scores.reshape(kv_heads, -1, scores.shape[-1]).astype(values.dtype)
+        out = einsum("kts,ksh->kth", flat, values, out_dtype=jnp.float32)
+        return out.reshape(kv_heads, -1, rows, head_dim)
+
+    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    own = scores_of(k.transpose(1, 2, 0), row - jnp.arange(rows, dtype=jnp.int32))
+    peak = own.max(axis=-1, keepdims=True)
+    past_length = past_k.shape[-1]
+    if past_length:
+        position = jnp.arange(past_length, dtype=jnp.int32)
+        # Positions of this chunk and later ones are stale or empty there: farther than any window.
+        distance = jnp.where(position < start, start + row - position, -1)
+        past = scores_of(past_k, distance)
+        peak = jnp.maximum(peak, past.max(axis=-1, keepdims=True))
+    own = jnp.exp(own - peak)
+    total = own.sum(axis=-1)
+    out = weighted(own, v.transpose(1, 0, 2))
+    if past_length:
+        past = jnp.exp(past - peak)
+        total = total + past.sum(axis=-1)
+        out = out + weighted(past, past_v)
+    out = out / total[..., None]
     return out.transpose(2, 0, 1, 3).reshape(rows, heads, head_dim).astype(q.dtype)
 
 

@@ -1,0 +1,102 @@
+"""Placer: shapes, dtypes and shardings of everything that crosses a jit. Compiles nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.params import ParamSpec
+from tpustream.engine.state import (
+    STATE_AXES,
+    Admission,
+    DecodeState,
+    Prefix,
+    SlotSampling,
+    Weights,
+    empty_prefix,
+    empty_state,
+)
+from tpustream.model.decoder import param_specs
+from tpustream.model.sharding import ShardingRules
+from tpustream.ops.rope import DIGIT_BITS, DIGITS, Rotation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placer:
+    """Shapes and shardings of everything that crosses a jit, for one model on one mesh."""
+
+    model: ModelConfig
+    engine: EngineConfig
+    mesh: Mesh
+    rules: ShardingRules
+    dtype: jnp.dtype
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Whole on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def param(self, spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        """A parameter: its norms and biases stay float32."""
+        dtype = jnp.float32 if spec.keep_float32 else self.dtype
+        sharding = self.rules.sharding(spec.axes, spec.shape, self.mesh)
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+
+    def weights(self) -> Weights:
+        """Parameters and tables of rotations."""
+        table = (DIGITS, 1 << DIGIT_BITS, self.model.head_dim // 2)
+        angles = self._whole(jax.ShapeDtypeStruct(table, jnp.float32))
+        kinds = sorted({self.model.layer_kind(layer) for layer in range(self.model.num_layers)})
+        return Weights(
+            params={name: self.param(spec) for name, spec in param_specs(self.model).items()},
+            rope={kind: Rotation(cos=angles, sin=angles) for kind in kinds},
+        )
+
+    def state(self) -> DecodeState:
+        """All slots."""
+        shapes = jax.eval_shape(lambda: empty_state(self.model, self.engine, self.dtype))
+        layers = self.model.num_layers
+        cache = dataclasses.replace(
+            STATE_AXES.cache, k=(STATE_AXES.cache.k,) * layers, v=(STATE_AXES.cache.v,) * layers
+        )
+        axes = dataclasses.replace(STATE_AXES, cache=cache)
+        return jax.tree.map(self._placed, shapes, axes)
+
+    def prefix(self) -> Prefix:
+        """The workspace of prefill."""
+        shapes = jax.eval_shape(lambda: empty_prefix(self.model, self.engine.prefix_length, self.dtype))
+        layers = self.model.num_layers
+        axes = Prefix(k=(("kv_heads",),) * layers, v=(("kv_heads",),) * layers, length=(), finite=())
+        return jax.tree.map(self._placed, shapes, axes)
+
+    def admission(self) -> Admission:
+        """What insert takes beside the prefix."""
+        sampling: SlotSampling = jax.tree.map(
+            lambda x: self._whole(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), self.state().sampling
+        )
+        return Admission(
+            slot=self.scalar(),
+            epoch=self.scalar(),
+            token=self.scalar(),
+            remaining=self.scalar(),
+            prompt=self.tokens(self.engine.ring_length),
+            sampling=sampling,
+        )
+
+    def tokens(self, length: int) -> jax.ShapeDtypeStruct:
+        """Token ids, i32[length]."""
+        return self._whole(jax.ShapeDtypeStruct((length,), jnp.int32))
+
+    def scalar(self) -> jax.ShapeDtypeStruct:
+        """A number, i32[]."""
+        return self._whole(jax.ShapeDtypeStruct((), jnp.int32))
+
+    def _whole(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated)
+
+    def _placed(self, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+        axes = (*axes, *(None,) * (len(leaf.shape) - len(axes)))
+        sharding = self.rules.sharding(axes, leaf.shape, self.mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
