@@ -4,6 +4,7 @@ import dataclasses
 import queue
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import jax
 
@@ -47,9 +48,13 @@ def tiny_engine(
 ) -> Engine:
     """A started engine, on one device unless told otherwise; `params` replace what was loaded."""
     devices = jax.devices()[:1] if devices is None else devices
-    built = build_engine(files or tiny_files(), engine, devices=devices, eos_ids=eos_ids, quiet=True)
-    if params is not None:
-        built._weights = dataclasses.replace(built._weights, params=dict(params))
+
+    def weights(*arguments, **options) -> Weights:
+        loaded = load_weights(*arguments, **options)
+        return loaded if params is None else dataclasses.replace(loaded, params=dict(params))
+
+    with mock.patch("tpustream.runtime.load_weights", weights):
+        built = build_engine(files or tiny_files(), engine, devices=devices, eos_ids=eos_ids, quiet=True)
     built.start()
     return built
 

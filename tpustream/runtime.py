@@ -139,6 +139,7 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
     zero = zeros.slot
     bucket = placer.engine.buckets[0]
     prefix, _ = steps.prefill[bucket, 0](weights, steps.initial_prefix(), jnp.zeros(bucket, jnp.int32), zero)
+    prefix = steps.restore(prefix, steps.save(prefix, zero))
     state = steps.release(steps.insert(prefix, state, zeros), zero, zero)
     jax.block_until_ready(steps.decode(weights, state))
 

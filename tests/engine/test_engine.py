@@ -136,8 +136,9 @@ def test_logits_that_are_not_finite_end_one_request():
 
     engine = tiny_engine(files=tiny_files(dataclasses.replace(TINY, tie_embeddings=False)), params=params)
     neighbour = submit(engine, request((1, 2), request_id="n", max_tokens=30))
-    events, finish = collect(submit(engine, request((3, 5, 7))))
-    assert finish == FinishReason.ERROR and "not finite" in events[-1].error
+    for prompt in [(3, 5, 7), (3, 5, 7) * 10, (3, 5, 7) * 10]:  # whole chunks of it are cached, too
+        events, finish = collect(submit(engine, request(prompt)))
+        assert finish == FinishReason.ERROR and "not finite" in events[-1].error
     assert [event.token for event in collect(neighbour)[0]] == wanted
     assert generate(engine, request((1, 2), max_tokens=30)) == wanted
     engine.stop()

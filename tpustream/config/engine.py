@@ -16,6 +16,8 @@ class EngineConfig:
       ring_length: columns of a slot's cache, sinks included. Also the longest prompt.
       sinks: first tokens of a stream that are never overwritten (StreamingLLM, Xiao et al. 2023).
       prefill_chunk: tokens of a prompt that are prefilled between two dispatches of decode.
+      prefix_cache_mb: MB of device memory for chunks of earlier prompts; 0 keeps none there.
+      prefix_cache_host_mb: MB of host memory for chunks that left the device; 0 drops them.
       fused_steps: K, decode steps a dispatch.
       emitter: how tokens leave the device: "callback", "transfer" or "auto".
       dtype: of weights, activations and cache; "auto" is float32 on CPU, bfloat16 elsewhere.
@@ -29,6 +31,8 @@ class EngineConfig:
     ring_length: int = 2048
     sinks: int = 4
     prefill_chunk: int = 128
+    prefix_cache_mb: int = 256
+    prefix_cache_host_mb: int = 256
     fused_steps: int = 1
     emitter: str = "auto"
     dtype: str = "auto"
@@ -43,6 +47,9 @@ class EngineConfig:
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"{field}: wanted >= 1, got {value}")
+        for field in ("prefix_cache_mb", "prefix_cache_host_mb"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}: wanted >= 0, got {getattr(self, field)}")
         if not 0 <= self.sinks < self.ring_length:
             raise ValueError(f"sinks: wanted 0 <= sinks < ring_length ({self.ring_length}), got {self.sinks}")
         if self.emitter not in EMITTERS:

@@ -110,12 +110,14 @@ class TokenEvent:
       finish: why the stream ended; None while it runs. An EOS or stop token comes with STOP and is
         not part of the text.
       logprobs: when asked for.
+      cached_tokens: on the first token alone, how much of the prompt came from the prefix cache.
       error: what went wrong, with FinishReason.ERROR.
     """
 
     token: int | None = None
     finish: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    cached_tokens: int | None = None
     error: str | None = None
 
 

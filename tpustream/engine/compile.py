@@ -29,6 +29,8 @@ class CompiledSteps:
       prefill: (bucket, past) -> (weights, prefix, tokens i32[bucket], count i32[]) -> (prefix, length);
         the prefix is donated.
       insert: (prefix, state, admission) -> state; the state is donated, the prefix may be used again.
+      save: (prefix, start) -> PrefixBlock of the chunk at `start`.
+      restore: (prefix, block) -> prefix; the prefix is donated.
       decode: (weights, state) -> (state, i32[n, B, C]); the state is donated.
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
@@ -38,6 +40,8 @@ class CompiledSteps:
 
     prefill: dict[tuple[int, int], jax.stages.Compiled]
     insert: jax.stages.Compiled
+    save: jax.stages.Compiled
+    restore: jax.stages.Compiled
     decode: jax.stages.Compiled
     release: jax.stages.Compiled
     initial_state: jax.stages.Compiled
@@ -50,7 +54,7 @@ def lower_steps(
 ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
     """(name, how to lower it) of every executable that an engine needs, the decode step first.
 
-    Names: "decode", "insert", "release", "state", "prefix", "prefill BUCKET PAST".
+    Names: "decode", "insert", "release", "state", "prefix", "save", "restore", "prefill BUCKET PAST".
     """
     model, engine = placer.model, placer.engine
     weights, state, prefix, scalar = placer.weights(), placer.state(), placer.prefix(), placer.scalar()
@@ -71,6 +75,11 @@ def lower_steps(
     yield "state", lowered(functools.partial(empty_state, model, engine, placer.dtype), (), out=of_state)
     begin = functools.partial(empty_prefix, model, engine.prefix_length, placer.dtype)
     yield "prefix", lowered(begin, (), out=of_prefix)
+    block = placer.block()
+    of_block = jax.tree.map(lambda leaf: leaf.sharding, block)
+    save = functools.partial(steps.save_block, chunk=engine.chunk)
+    yield "save", lowered(save, (prefix, scalar), out=of_block)
+    yield "restore", lowered(steps.restore_block, (prefix, block), donate=0, out=of_prefix)
     for bucket in engine.buckets:
         for past in engine.pasts:
             fill = functools.partial(steps.prefill, model, past=past)
@@ -111,6 +120,8 @@ def compile_steps(
     return CompiledSteps(
         prefill={(b, p): compiled[prefill_name(b, p)] for b in engine.buckets for p in engine.pasts},
         insert=compiled["insert"],
+        save=compiled["save"],
+        restore=compiled["restore"],
         decode=compiled["decode"],
         release=compiled["release"],
         initial_state=compiled["state"],

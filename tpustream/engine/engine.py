@@ -14,12 +14,13 @@ from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
-from tpustream.engine.chunks import Chunk, Prefills
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.emitters import TokenQueue
+from tpustream.engine.prefilling import Prefiller, WholePrefix
+from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
-from tpustream.engine.state import DecodeState, Prefix, Weights
+from tpustream.engine.state import DecodeState, Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +58,7 @@ class Engine:
         self._eos_ids = tuple(eos_ids)
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
-        self._prefills = Prefills(config)
+        self._prefiller = Prefiller(config, weights, steps)
         self._decoding: set[tuple[int, int]] = set()  # (slot, epoch) that the device decodes
         self._router = Router(config.slots, self._slot_finished)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -78,6 +79,11 @@ class Engine:
     def stopped(self) -> str | None:
         """Why no request is taken any more; None while the engine works."""
         return self._stopped
+
+    @property
+    def prefix_cache(self) -> PrefixCacheStats:
+        """Counts of the prefix cache, in chunks."""
+        return self._prefiller.cache.stats
 
     @property
     def waiting(self) -> int:
@@ -122,9 +128,9 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            state, prefix = self._steps.initial_state(), self._steps.initial_prefix()
+            state = self._steps.initial_state()
             while self._take_messages():
-                state, prefix = self._iterate(state, prefix)
+                state = self._iterate(state)
             self._close("the engine was stopped", TokenEvent(finish=FinishReason.CANCELLED))
         except BaseException as error:
             self._fail(error)
@@ -155,38 +161,31 @@ class Engine:
                 return False
         return True
 
-    def _iterate(self, state: DecodeState, prefix: Prefix) -> tuple[DecodeState, Prefix]:
+    def _iterate(self, state: DecodeState) -> DecodeState:
         """Idle what ended, one chunk of one prompt, one dispatch of decode."""
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
-            if not self._prefills.drop(slot, epoch):
+            if not self._prefiller.drop(slot, epoch):
                 self._decoding.discard((slot, epoch))
                 state = self._steps.release(state, admissions.i32(slot), admissions.i32(epoch))
         for placement in plan.admit:
-            self._prefills.add(placement)
-        if self._prefills:
-            state, prefix = self._prefill(self._prefills.next(), state, prefix)
+            self._prefiller.add(placement)
+        if self._prefiller.busy:
+            # Without decode nothing else holds the loop back, and a cancel must find little in flight.
+            whole = self._prefiller.advance(wait=not self._decoding)
+            state = state if whole is None else self._insert(whole, state)
         if self._decoding:
             self._tokens.reserve()
             state, packed = self._steps.decode(self._weights, state)
             self._tokens.dispatched(packed)
-        return state, prefix
+        return state
 
-    def _prefill(self, chunk: Chunk, state: DecodeState, prefix: Prefix) -> tuple[DecodeState, Prefix]:
-        if chunk.start == 0:
-            prefix = dataclasses.replace(prefix, length=admissions.i32(0))
-        fill = self._steps.prefill[chunk.bucket, chunk.past]
-        prefix, length = fill(self._weights, prefix, chunk.tokens(), admissions.i32(chunk.count))
-        if chunk.last:
-            placement = chunk.placement
-            self._router.place(placement)
-            self._decoding.add((placement.slot, placement.epoch))
-            arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
-            state = self._steps.insert(prefix, state, arrays)
-        elif not self._decoding:
-            # Nothing else holds the loop back: a cancelled prompt must not leave chunks behind it.
-            length.block_until_ready()
-        return state, prefix
+    def _insert(self, whole: WholePrefix, state: DecodeState) -> DecodeState:
+        placement = whole.placement
+        self._router.place(placement, cached_tokens=whole.cached_tokens)
+        self._decoding.add((placement.slot, placement.epoch))
+        arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
+        return self._steps.insert(whole.prefix, state, arrays)
 
     def _fail(self, error: BaseException) -> None:
         message = f"the engine failed: {type(error).__name__}: {error}"

@@ -1,6 +1,7 @@
 """Placer: shapes, dtypes and shardings of everything that crosses a jit. Compiles nothing."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ from tpustream.engine.state import (
     Admission,
     DecodeState,
     Prefix,
+    PrefixBlock,
     SlotSampling,
     Weights,
     empty_prefix,
     empty_state,
 )
+from tpustream.engine.steps import save_block
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules
 from tpustream.ops.rope import DIGIT_BITS, DIGITS, Rotation
@@ -69,6 +72,14 @@ class Placer:
         shapes = jax.eval_shape(lambda: empty_prefix(self.model, self.engine.prefix_length, self.dtype))
         layers = self.model.num_layers
         axes = Prefix(k=(("kv_heads",),) * layers, v=(("kv_heads",),) * layers, length=(), finite=())
+        return jax.tree.map(self._placed, shapes, axes)
+
+    def block(self) -> PrefixBlock:
+        """One chunk in the prefix cache."""
+        of_chunk = functools.partial(save_block, chunk=self.engine.chunk)
+        shapes = jax.eval_shape(of_chunk, self.prefix(), self.scalar())
+        layers = self.model.num_layers
+        axes = PrefixBlock(k=(("kv_heads",),) * layers, v=(("kv_heads",),) * layers, finite=())
         return jax.tree.map(self._placed, shapes, axes)
 
     def admission(self) -> Admission:

@@ -28,6 +28,7 @@ class _Stream:
     request: Request
     sink: Sink
     placement: Placement | None = None
+    cached_tokens: int | None = None
 
 
 class Router:
@@ -52,12 +53,15 @@ class Router:
             self._streams[request.id] = _Stream(request=request, sink=sink)
             return True
 
-    def place(self, placement: Placement) -> None:
-        """From now on tokens of this slot and epoch belong to the placement's request."""
+    def place(self, placement: Placement, *, cached_tokens: int = 0) -> None:
+        """From now on tokens of this slot and epoch belong to the placement's request.
+
+        Its first event says how many tokens of the prompt came from the prefix cache.
+        """
         with self._lock:
             stream = self._streams.get(placement.request.id)
             if stream is not None:
-                stream.placement = placement
+                stream.placement, stream.cached_tokens = placement, cached_tokens
                 self._owners[placement.slot] = stream
 
     def close(self, request_id: str, event: TokenEvent) -> bool:
@@ -84,7 +88,8 @@ class Router:
                     continue
                 if stream.placement.epoch != batch.epoch[slot]:
                     continue
-                event = _event(batch, slot, stream.request.sampling.logprobs)
+                event = _event(batch, slot, stream)
+                stream.cached_tokens = None
                 if event.finish is None:
                     stream.sink(event)
                 else:
@@ -100,8 +105,8 @@ class Router:
         stream.sink(event)
 
 
-def _event(batch: TokenBatch, slot: int, wanted: int | None) -> TokenEvent:
-    finish = int(batch.finish[slot])
+def _event(batch: TokenBatch, slot: int, stream: _Stream) -> TokenEvent:
+    finish, wanted = int(batch.finish[slot]), stream.request.sampling.logprobs
     if finish == StepFinish.NOT_FINITE:
         return TokenEvent(finish=FinishReason.ERROR, error=NOT_FINITE_MESSAGE)
     logprobs = None
@@ -110,4 +115,9 @@ def _event(batch: TokenBatch, slot: int, wanted: int | None) -> TokenEvent:
             batch.top_ids[slot, :wanted].tolist(), batch.top_logprobs[slot, :wanted].tolist(), strict=True
         )
         logprobs = TokenLogprobs(chosen=float(batch.logprob[slot]), top=tuple(top))
-    return TokenEvent(token=int(batch.token[slot]), finish=_FINISH.get(finish), logprobs=logprobs)
+    return TokenEvent(
+        token=int(batch.token[slot]),
+        finish=_FINISH.get(finish),
+        logprobs=logprobs,
+        cached_tokens=stream.cached_tokens,
+    )

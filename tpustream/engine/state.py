@@ -122,6 +122,20 @@ class Prefix:
 
 
 @pytree
+class PrefixBlock:
+    """One full chunk of a prompt's keys and values, kept for prompts that begin the same.
+
+    Attributes:
+      k, v: one array a layer, [K, H, C] and [K, C, H].
+      finite: bool[], as in the prefix that it came from.
+    """
+
+    k: tuple[Float[Array, "K H C"], ...]
+    v: tuple[Float[Array, "K C H"], ...]
+    finite: Bool[Array, ""]
+
+
+@pytree
 class Admission:
     """What `insert` writes for one request: scalars and rows without the slot axis.
 

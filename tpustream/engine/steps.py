@@ -17,7 +17,7 @@ from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.token_batch import StepFinish
 from tpustream.engine import sampling as sampling_ops
 from tpustream.engine.packing import pack
-from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, Weights, empty_prefix
+from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, PrefixBlock, Weights, empty_prefix
 from tpustream.model.decoder import bind
 from tpustream.ops.attention import causal_attention, ring_attention
 from tpustream.ops.ring import RingLayout, layer_layout
@@ -93,6 +93,31 @@ def prefill_rows(
         values.append(v)
         finite &= layer_finite
     return Prefix(k=tuple(keys), v=tuple(values), length=start + count, finite=finite), x
+
+
+def save_block(prefix: Prefix, start: Int32[Array, ""], *, chunk: int) -> PrefixBlock:
+    """The chunk at position `start` of a prefix."""
+
+    def cut(positions: tuple[Array, ...], axis: int) -> tuple[Array, ...]:
+        return tuple(jax.lax.dynamic_slice_in_dim(layer, start, chunk, axis) for layer in positions)
+
+    return PrefixBlock(k=cut(prefix.k, 2), v=cut(prefix.v, 1), finite=prefix.finite)
+
+
+def restore_block(prefix: Prefix, block: PrefixBlock) -> Prefix:
+    """The prefix with one more chunk, as prefill would have left it; a length of 0 begins a prompt."""
+    start = prefix.length
+
+    def paste(positions: tuple[Array, ...], chunks: tuple[Array, ...], axis: int) -> tuple[Array, ...]:
+        layers = zip(positions, chunks, strict=True)
+        return tuple(jax.lax.dynamic_update_slice_in_dim(all, chunk, start, axis) for all, chunk in layers)
+
+    return Prefix(
+        k=paste(prefix.k, block.k, 2),
+        v=paste(prefix.v, block.v, 1),
+        length=start + block.v[0].shape[1],
+        finite=(prefix.finite | (start == 0)) & block.finite,
+    )
 
 
 def prompt_logits(model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"]) -> Float[Array, "T V"]:

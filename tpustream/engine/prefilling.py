@@ -1,0 +1,119 @@
+"""From placements to whole prefixes, one chunk a turn, with what the prefix cache already holds.
+
+Owns the one prefix that prompts are built in, first come first served. Knows nothing of slots' state
+nor of tokens that come out.
+"""
+
+import dataclasses
+import math
+from collections import deque
+
+import jax
+import numpy as np
+
+from tpustream.config import EngineConfig
+from tpustream.core.plan import Placement
+from tpustream.engine.chunks import Chunk, cut
+from tpustream.engine.compile import CompiledSteps
+from tpustream.engine.prefix_cache import PrefixCache
+from tpustream.engine.state import Prefix, PrefixBlock, Weights
+
+MEGABYTE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholePrefix:
+    """A prompt that is ready for its slot.
+
+    Attributes:
+      prefix: valid until the next turn.
+      cached_tokens: of the prompt, taken from the cache.
+    """
+
+    placement: Placement
+    prefix: Prefix
+    cached_tokens: int
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class _Job:
+    placement: Placement
+    chunks: deque[Chunk]
+    keys: list[bytes] = dataclasses.field(default_factory=list)
+    cached_tokens: int = 0
+    begun: bool = False
+
+
+class Prefiller:
+    """The queue of prompts that have a slot, and the prefix of the first."""
+
+    def __init__(self, config: EngineConfig, weights: Weights, steps: CompiledSteps):
+        self._config, self._weights, self._steps = config, weights, steps
+        self._prefix: Prefix = steps.initial_prefix()
+        self._jobs: deque[_Job] = deque()
+        layers = (*self._prefix.k, *self._prefix.v)
+        block_bytes = sum(layer.nbytes for layer in layers) * config.chunk // config.prefix_length
+        self.cache = PrefixCache(
+            chunk=config.chunk,
+            device_blocks=math.floor(config.prefix_cache_mb * MEGABYTE / block_bytes),
+            host_blocks=math.floor(config.prefix_cache_host_mb * MEGABYTE / block_bytes),
+            to_host=_to_host,
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a prompt to work on."""
+        return bool(self._jobs)
+
+    def add(self, placement: Placement) -> None:
+        """Queue a prompt."""
+        self._jobs.append(_Job(placement=placement, chunks=deque(cut(placement, self._config))))
+
+    def drop(self, slot: int, epoch: int) -> bool:
+        """Forget the prompt of this occupant; False when there is none."""
+        for job in self._jobs:
+            if (job.placement.slot, job.placement.epoch) == (slot, epoch):
+                self._jobs.remove(job)
+                return True
+        return False
+
+    def advance(self, *, wait: bool) -> WholePrefix | None:
+        """One turn of the first prompt: what is cached, and one chunk. Its prefix, once it is whole.
+
+        Args:
+          wait: return only when the device has done the chunk.
+        """
+        job = self._jobs[0]
+        if not job.begun:
+            self._begin(job)
+        if job.chunks:
+            length = self._fill(job, job.chunks.popleft())
+            if wait:
+                length.block_until_ready()
+        if job.chunks:
+            return None
+        self._jobs.popleft()
+        return WholePrefix(placement=job.placement, prefix=self._prefix, cached_tokens=job.cached_tokens)
+
+    def _begin(self, job: _Job) -> None:
+        job.begun = True
+        self._prefix = dataclasses.replace(self._prefix, length=np.int32(0))
+        if not self.cache.enabled:
+            return
+        prefilled = job.placement.request.prompt[:-1]
+        job.keys = self.cache.keys(prefilled)
+        for block in self.cache.longest(job.keys):
+            self._prefix = self._steps.restore(self._prefix, block)
+            job.cached_tokens += job.chunks.popleft().count
+
+    def _fill(self, job: _Job, chunk: Chunk) -> jax.Array:
+        fill = self._steps.prefill[chunk.bucket, chunk.past]
+        self._prefix, length = fill(self._weights, self._prefix, chunk.tokens(), np.int32(chunk.count))
+        if chunk.full and self.cache.enabled:
+            block = self._steps.save(self._prefix, np.int32(chunk.start))
+            self.cache.put(job.keys[chunk.start // self._config.chunk], block)
+        return length
+
+
+def _to_host(block: PrefixBlock) -> PrefixBlock:
+    return jax.tree.map(np.asarray, block)
