@@ -17,6 +17,7 @@ setup(
     package_data={"tpustream.configs": ["*.json"]},
     install_requires=[
         "absl-py>=2.1",
+        "aiohttp>=3.10",
         "fastapi>=0.115",
         "flax>=0.12.4,<0.14",
         "gguf>=0.17",
@@ -43,6 +44,7 @@ setup(
             "httpx>=0.27",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
+            "matplotlib>=3.9",
             "nbclient>=0.10",
             "nbformat>=5.10",
             "openai>=1.60",
@@ -55,6 +57,8 @@ setup(
         "gpu": ["jax[cuda12]>=0.10.2,<0.12"],
         # What tests/goldens/make_*.py compare with: not needed to run tests.
         "golden": ["torch>=2.6", "transformers>=5.0"],
-        "dev": ["ruff>=0.12", "pytest>=8.2", "matplotlib>=3.9"],
+        # Pictures of a serving benchmark: scripts/bench_serving.py --plot.
+        "bench": ["matplotlib>=3.9"],
+        "dev": ["ruff>=0.12", "pytest>=8.2"],
     },
 )
