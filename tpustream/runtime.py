@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import ModelError
 from tpustream.engine.compile import CompiledSteps, Progress, compile_steps
+from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
 from tpustream.engine.engine import Engine
 from tpustream.engine.placer import Placer
@@ -40,12 +41,14 @@ class Runtime:
       engine: started; `engine.stop()` ends it.
       tokenizer: text to ids and back.
       model_config: the model's shape.
+      compile_guard: counts what is compiled after the start, which should be nothing.
     """
 
     name: str
     engine: Engine
     tokenizer: Tokenizer
     model_config: ModelConfig
+    compile_guard: CompileGuard
 
 
 def load_runtime(model: str, config: EngineConfig, *, quiet: bool = False) -> Runtime:
@@ -66,7 +69,15 @@ def load_runtime(model: str, config: EngineConfig, *, quiet: bool = False) -> Ru
     tokenizer = load_tokenizer(files.tokenizer)
     engine = build_engine(files, config, eos_ids=sorted(tokenizer.eos_ids), quiet=quiet)
     engine.start()
-    return Runtime(name=files.name, engine=engine, tokenizer=tokenizer, model_config=files.config)
+    guard = CompileGuard()
+    guard.start()
+    return Runtime(
+        name=files.name,
+        engine=engine,
+        tokenizer=tokenizer,
+        model_config=files.config,
+        compile_guard=guard,
+    )
 
 
 def build_engine(

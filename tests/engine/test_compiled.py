@@ -9,6 +9,7 @@ import pytest
 from tests.tiny import TINY, collect, request, submit, tiny_engine
 from tpustream.config import EngineConfig
 from tpustream.engine.compile import lower_steps
+from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.emitters import TokenQueue
 from tpustream.engine.state import cache_bytes
 from tpustream.runtime import make_placer
@@ -56,15 +57,8 @@ def test_fifty_different_requests_compile_nothing():
     """Lengths, sampling settings and stops are data: after start the compiler is never called."""
     config = EngineConfig(slots=3, ring_length=64, prefill_chunk=32, emitter="transfer")
     engine = tiny_engine(config, eos_ids=(3,))
-    compiled = []
-
-    def listen(event: str, *_, **__) -> None:
-        if "backend_compile" in event or "jaxpr_trace" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     rng = np.random.default_rng(0)
-    streams = []
+    requests = []
     for number in range(50):
         sampling = {
             "max_tokens": int(rng.integers(1, 20)),
@@ -82,9 +76,21 @@ def test_fifty_different_requests_compile_nothing():
             "logprobs": [None, 0, 5][number % 3],
         }
         prompt = rng.integers(0, TINY.vocab_size, rng.integers(1, 65)).tolist()
-        streams.append(submit(engine, request(prompt, request_id=str(number), **sampling)))
-    for events in streams:
-        collect(events)
-    jax.monitoring.unregister_event_duration_listener(listen)
+        requests.append(request(prompt, request_id=str(number), **sampling))
+    with CompileGuard().watching() as guard:
+        streams = [submit(engine, wanted) for wanted in requests]
+        for events in streams:
+            collect(events)
     engine.stop()
-    assert compiled == []
+    assert guard.count == 0
+
+
+def test_the_guard_sees_a_compilation(caplog):
+    """It is counted, and the log says where it came from."""
+    with CompileGuard().watching() as guard:
+        jax.jit(lambda x: x * 3 + 1)(np.arange(5.0))
+    assert guard.count >= 1
+    assert "after the start" in caplog.text and "test_compiled.py" in caplog.text
+    seen = guard.count
+    jax.jit(lambda x: x * 5 - 1)(np.arange(7.0))
+    assert guard.count == seen
