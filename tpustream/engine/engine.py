@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
@@ -20,6 +21,13 @@ from tpustream.engine.emitters import TokenQueue
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
 from tpustream.engine.state import DecodeState, Weights
+from tpustream.engine.waiting_room import WaitingRoom
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Submitted:
+    request: Request
+    arrived: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +45,9 @@ class Engine:
 
     `submit` and `cancel` may be called from any thread. Each request's sink gets its events in order,
     the last one with `finish` set, on a thread of the engine: it must return at once.
+
+    Args:
+      clock: seconds that never go back, for deadlines.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class Engine:
         steps: CompiledSteps,
         tokens: TokenQueue,
         eos_ids: Iterable[int] = (),
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.model = model
         self.config = config
@@ -55,9 +67,15 @@ class Engine:
         self._steps = steps
         self._tokens = tokens
         self._eos_ids = tuple(eos_ids)
+        self._clock = clock
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
-        self._router = Router(config.slots, self._slot_finished)
+        self._room = WaitingRoom(
+            slots=config.slots,
+            max_waiting=config.max_waiting,
+            max_waiting_tokens=config.max_waiting_tokens,
+        )
+        self._router = Router(config.slots, self._slot_finished, self._room)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopped: str | None = None
         self._closing = threading.Lock()
@@ -98,10 +116,18 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
+    def check_room(self, requests: int) -> None:
+        """Raise QueueFull when this many more would be refused now; for a no before their prompts are made.
+
+        A look without a promise: `submit` decides.
+        """
+        self._room.check(requests)
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Queue a request.
 
-        Raises InvalidRequest for one that cannot be honoured, EngineStopped after stop or failure.
+        Raises InvalidRequest for one that cannot be honoured, QueueFull when too much waits already,
+        EngineStopped after stop or failure.
         """
         admissions.check(request, self.model, self.config, self._eos_ids)
         with self._closing:
@@ -109,7 +135,7 @@ class Engine:
                 raise EngineStopped(self._stopped)
             if not self._router.open(request, sink):
                 raise InvalidRequest(f"id: wanted one that is not in flight, got {request.id!r}", param="id")
-        self._inbox.put(request)
+        self._inbox.put(_Submitted(request=request, arrived=self._clock()))
 
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request with this reason; its slot is free at the next dispatch. Unknown ids are ignored."""
@@ -141,8 +167,8 @@ class Engine:
 
     def _handle(self, message) -> bool:
         match message:
-            case Request():
-                self._scheduler.add(message)
+            case _Submitted():
+                self._scheduler.add(message.request, message.arrived)
             case Command():
                 if self._router.close(message.request_id, TokenEvent(finish=message.finish)):
                     self._scheduler.remove(message.request_id)
@@ -153,6 +179,9 @@ class Engine:
         return True
 
     def _iterate(self, state: DecodeState) -> DecodeState:
+        for expired in self._scheduler.expire(self._clock()):
+            event = TokenEvent(finish=FinishReason.ERROR, error=expired.message)
+            self._router.close(expired.request.id, event)
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
             state = self._steps.release(state, admissions.i32(slot), admissions.i32(epoch))
@@ -162,6 +191,7 @@ class Engine:
             self._tokens.reserve()
             state, packed = self._steps.decode(self._weights, state)
             self._tokens.dispatched(packed)
+            self._scheduler.decoded(self.config.fused_steps)
         return state
 
     def _admit(self, placement: Placement, state: DecodeState) -> DecodeState:

@@ -47,8 +47,8 @@ async def answer(
     """Generate `body.n` choices for each prompt, streamed or at once as `body` says.
 
     Choices are numbered prompt by prompt. `prompts` have passed `check_prompt`; `param` is the field
-    that they come from. Raises InvalidRequest, ApiError or EngineStopped; after a stream began, errors
-    are part of it.
+    that they come from. Raises InvalidRequest, ApiError, QueueFull or EngineStopped; after a stream
+    began, errors are part of it.
     """
     runtime = service.ready()
     choices = body.n or 1

@@ -20,8 +20,8 @@ from tpustream.serve.service import ServedRuntime, Service
 class Generation:
     """Runs `requests` on the engine and yields their text as it comes.
 
-    Must be made, read and closed on the event loop. Raises InvalidRequest or EngineStopped when the
-    engine refuses one of the requests; none of them runs then.
+    Must be made, read and closed on the event loop. Raises InvalidRequest, QueueFull or EngineStopped
+    when the engine refuses one of the requests; none of them runs then.
 
     Attributes:
       open: indices whose stream has not ended.
