@@ -2,15 +2,24 @@
 
 import dataclasses
 import math
+import time
 
 import jax.numpy as jnp
 import pytest
 
 from tests.tiny import TINY, collect, generate, request, submit, tiny_engine, tiny_files
-from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.errors import EngineStopped, InvalidRequest, QueueFull
 from tpustream.core.request import FinishReason
 
 ENDLESS = 10**6
+
+
+def wait_for(condition):
+    """Return when it holds; fail after a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +120,73 @@ def test_an_id_in_flight_is_refused(engine):
         submit(engine, request((1,)))
     engine.cancel("r")
     collect(events)
+
+
+@pytest.fixture
+def holders(engine):
+    """Two endless streams hold both slots; `holders()` lets them go."""
+    streams = [submit(engine, request((1,), request_id=f"h{n}", max_tokens=ENDLESS)) for n in range(2)]
+    for events in streams:
+        events.get(timeout=60)
+
+    def release():
+        for n, events in enumerate(streams):
+            engine.cancel(f"h{n}")  # ignored for one that a test has cancelled
+            collect(events)
+        streams.clear()
+
+    yield release
+    release()
+
+
+def test_a_request_whose_deadline_passes_ends_with_a_reason(engine, holders, monkeypatch):
+    """By the clock that the engine was given; the streams that run are untouched, its id is free again."""
+    now = [100.0]
+    monkeypatch.setattr(engine, "_clock", lambda: now[0])
+    late = submit(engine, dataclasses.replace(request((1,)), deadline=5.0))
+    patient = submit(engine, dataclasses.replace(request((1,), request_id="patient"), deadline=60.0))
+    now[0] = 105.5
+    events, finish = collect(late)
+    assert finish == FinishReason.ERROR and len(events) == 1
+    assert events[0].error == "deadline: wanted a slot within 5 s of arrival, got none in 5.500 s"
+    holders()
+    assert collect(patient)[1] == FinishReason.LENGTH
+    assert len(generate(engine, request((1,)))) == 8
+
+
+def test_a_full_queue_says_so_at_once(engine, holders, monkeypatch):
+    """By requests and by prompt tokens; a refusal leaves nothing behind."""
+    monkeypatch.setattr(engine._room, "_max_waiting", 2)
+    monkeypatch.setattr(engine._room, "_max_waiting_tokens", 7)
+    waiting = [submit(engine, request((1,) * 5, request_id="w0"))]
+    with pytest.raises(QueueFull, match="wanted at most 7 prompt tokens waiting, got 8"):
+        submit(engine, request((1,) * 3))
+    waiting.append(submit(engine, request((1,) * 2, request_id="w1")))
+    with pytest.raises(QueueFull, match="wanted at most 2 requests waiting, got 3"):
+        submit(engine, request((1,)))
+    with pytest.raises(QueueFull):
+        engine.check_room(1)
+    holders()
+    assert [collect(events)[1] for events in waiting] == [FinishReason.LENGTH] * 2
+    assert (engine._room.in_flight, engine._room.waiting_tokens) == (0, 0)
+    assert len(generate(engine, request((1,)))) == 8
+
+
+def test_priorities_and_keys_decide_who_is_next(engine, holders):
+    """The urgent one first, then a single request of another key before the rest of a burst."""
+    ended = []
+
+    def start(name: str, **fields):
+        wanted = dataclasses.replace(request((1, 2, 3), request_id=name, max_tokens=20), **fields)
+        engine.submit(wanted, lambda event: ended.append(name) if event.finish is not None else None)
+
+    for n in range(8):
+        start(f"burst{n}", key="burst")
+    start("single", key="single")
+    start("urgent", key="burst", priority=-1)
+    engine.cancel("h0")  # all pass through one slot
+    wait_for(lambda: len(ended) == 10)
+    assert ended == ["urgent", "burst0", "single", *(f"burst{n}" for n in range(1, 8))]
 
 
 def test_stop_ends_streams_and_refuses_new_ones():

@@ -13,6 +13,7 @@ from tpustream.core.token_batch import StepFinish
 from tpustream.engine.emitters import TokenQueue
 from tpustream.engine.packing import pack, unpack
 from tpustream.engine.routing import Router
+from tpustream.engine.waiting_room import WaitingRoom
 
 
 def _packed(step: int, *, epochs=(1, 1), finish=(0, 0), emitted=(True, True)) -> np.ndarray:
@@ -116,7 +117,8 @@ def test_an_unknown_emitter_is_refused():
 def test_a_token_of_an_old_epoch_reaches_nobody():
     """A slot's late token is dropped after a new request took the slot."""
     finished, got = [], {"a": [], "b": []}
-    router = Router(2, lambda slot, epoch: finished.append((slot, epoch)))
+    room = WaitingRoom(slots=2, max_waiting=0, max_waiting_tokens=0)
+    router = Router(2, lambda slot, epoch: finished.append((slot, epoch)), room)
     first, second = request((1,), request_id="a"), request((1,), request_id="b")
     router.open(first, got["a"].append)
     router.open(second, got["b"].append)

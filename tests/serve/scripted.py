@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tpustream.config import EngineConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from tpustream.engine.waiting_room import WaitingRoom
 from tpustream.serve.answer import Settings
 from tpustream.serve.app import create_app
 from tpustream.serve.server import Server, bind, url_of
@@ -65,14 +66,16 @@ class ScriptedEngine:
 
     vocab_size = 257
 
-    def __init__(self, *, slots: int = 4, max_prompt: int = 64):
-        self.config = EngineConfig(slots=slots, ring_length=max_prompt)
+    def __init__(self, *, slots: int = 4, max_prompt: int = 64, max_waiting: int = 128):
+        self.config = EngineConfig(slots=slots, ring_length=max_prompt, max_waiting=max_waiting)
         self.max_prompt = max_prompt
         self.script: Script = lambda _: say("ok")
         self.requests: list[Request] = []
         self.cancels: list[tuple[str, FinishReason, float]] = []
         self.stopped: str | None = None
         self._slots = threading.Semaphore(slots)
+        self._entrance = threading.Lock()
+        self._room = WaitingRoom(slots=slots, max_waiting=max_waiting, max_waiting_tokens=10**6)
         self._endings: dict[str, FinishReason] = {}
         self._woken: dict[str, threading.Event] = {}
 
@@ -83,11 +86,16 @@ class ScriptedEngine:
         self.cancels.clear()
         self.stopped = None
 
+    def check_room(self, requests: int) -> None:
+        self._room.check(requests)
+
     def submit(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
         if self.stopped is not None:
             raise EngineStopped(self.stopped)
         if len(request.sampling.logit_bias) > 3:
             raise InvalidRequest("logit_bias: wanted at most 3 entries, got more", param="logit_bias")
+        with self._entrance:
+            self._room.enter(len(request.prompt))
         self.requests.append(request)
         self._woken[request.id] = threading.Event()
         threading.Thread(target=self._run, args=(request, sink), daemon=True).start()
@@ -101,6 +109,14 @@ class ScriptedEngine:
         self.stopped = "it was told to"
 
     def _run(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
+        try:
+            self._play(request, sink)
+        finally:
+            with self._entrance:
+                self._room.seat(len(request.prompt))
+                self._room.leave()
+
+    def _play(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
         with self._slots:
             left = request.sampling.max_tokens
             for step in self.script(request):

@@ -4,7 +4,7 @@ import pytest
 
 from tpustream.core.request import FinishReason, TokenEvent
 
-from .scripted import FAILURE, say
+from .scripted import EOS, FAILURE, say
 from .wire import chat_body
 
 CHAT = "/v1/chat/completions"
@@ -35,6 +35,7 @@ def test_object_has_openais_form(served, http):
         "prompt_tokens": prompt,
         "completion_tokens": tokens,
         "total_tokens": prompt + tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -93,6 +94,17 @@ def test_seed_is_drawn_or_counts_up(served, http):
     seeds = [request.sampling.seed for request in served.engine.requests]
     assert sorted(seeds[:3]) == [0, 2**64 - 2, 2**64 - 1]
     assert seeds[3] != seeds[4]
+
+
+def test_cached_tokens_are_counted_once_a_prompt(served, http):
+    """What the prefix cache spared is in the usage; a prompt's second choice finds the first's."""
+    served.engine.script = lambda _: [
+        TokenEvent(token=ord("a"), cached_tokens=4),
+        TokenEvent(token=EOS, finish=FinishReason.STOP),
+    ]
+    for choices in (1, 2):
+        usage = http.post(CHAT, json=chat_body(n=choices)).json()["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
 
 
 def test_choices_and_usage_of_several(served, http):

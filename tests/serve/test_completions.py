@@ -20,7 +20,12 @@ def test_object_has_openais_form(served, http):
     assert answer["id"].startswith("cmpl-")
     choice = {"index": 0, "text": "ok", "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     assert answer["choices"] == [choice]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert served.engine.requests[0].sampling.max_tokens == 16
 
 

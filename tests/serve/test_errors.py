@@ -6,7 +6,7 @@ import socket
 import httpx
 import pytest
 
-from .scripted import ByteTokenizer, ScriptedRuntime, say, serve, wait_until
+from .scripted import ByteTokenizer, ScriptedEngine, ScriptedRuntime, say, serve, wait_until
 from .wire import chat_body, send_raw
 
 CHAT = "/v1/chat/completions"
@@ -211,10 +211,10 @@ def test_bug_in_the_engine_is_a_500_in_the_envelope(http, served, monkeypatch):
 
 def test_full_queue_says_no():
     """429 with Retry-After instead of a queue without end; more than ever fits is a 400."""
-    runtime = ScriptedRuntime()
+    runtime = ScriptedRuntime(engine=ScriptedEngine(max_waiting=1))
     runtime.engine.script = lambda _: say("a" * 50, pause=0.05)
     with (
-        serve(runtime, max_waiting=1) as served,
+        serve(runtime) as served,
         httpx.Client(base_url=served.url, trust_env=False) as http,
     ):
         assert error_of(http.post(CHAT, json=chat_body(n=6)))["param"] == "n"

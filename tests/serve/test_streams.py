@@ -67,7 +67,12 @@ def test_usage_comes_last_when_asked(served, http):
     """`choices: []` with the usage; the other chunks say null."""
     chunks, _ = stream(http, CHAT, chat_body(stream_options={"include_usage": True}))
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert chunks[-1]["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 

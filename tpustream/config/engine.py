@@ -25,6 +25,9 @@ class EngineConfig:
       top_logprobs: largest number of alternatives that a request may ask for.
       stop_ids: largest number of stop tokens of a request, the model's own included.
       bias_ids: largest number of logit_bias entries of a request.
+      max_waiting: requests that may wait beyond the slots; more are refused at once.
+      max_waiting_tokens: prompt tokens of all requests that wait; more are refused at once, but one
+        request may always wait alone.
     """
 
     slots: int = 4
@@ -40,6 +43,8 @@ class EngineConfig:
     top_logprobs: int = 20
     stop_ids: int = 16
     bias_ids: int = 320
+    max_waiting: int = 128
+    max_waiting_tokens: int = 65_536
 
     def __post_init__(self):
         sizes = ("slots", "ring_length", "prefill_chunk", "fused_steps")
@@ -47,9 +52,10 @@ class EngineConfig:
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"{field}: wanted >= 1, got {value}")
-        for field in ("prefix_cache_mb", "prefix_cache_host_mb"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field}: wanted >= 0, got {getattr(self, field)}")
+        for field in ("prefix_cache_mb", "prefix_cache_host_mb", "max_waiting", "max_waiting_tokens"):
+            value = getattr(self, field)
+            if value < 0:
+                raise ValueError(f"{field}: wanted >= 0, got {value}")
         if not 0 <= self.sinks < self.ring_length:
             raise ValueError(f"sinks: wanted 0 <= sinks < ring_length ({self.ring_length}), got {self.sinks}")
         if self.emitter not in EMITTERS:
@@ -58,6 +64,11 @@ class EngineConfig:
             raise ValueError(f"dtype: wanted one of {DTYPES}, got {self.dtype!r}")
         if len(self.mesh) != 2 or min(self.mesh) < 0:
             raise ValueError(f"mesh: wanted (data, model) with sizes >= 0, got {self.mesh}")
+
+    @property
+    def max_requests(self) -> int:
+        """Requests that fit in at the same time, running and waiting."""
+        return self.slots + self.max_waiting
 
     @property
     def chunk(self) -> int:

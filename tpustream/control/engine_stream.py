@@ -18,7 +18,7 @@ class TokenEngine(Protocol):
     def submit(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
         """Take a request. `sink` is called from another thread; the last event has a finish.
 
-        Raises InvalidRequest or EngineStopped, and then never calls the sink.
+        Raises InvalidRequest, QueueFull or EngineStopped, and then never calls the sink.
         """
 
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
@@ -33,7 +33,7 @@ def stream_text(engine: TokenEngine, tokenizer: Tokenizer, request: Request) -> 
     Delta is yielded; closing the iterator early cancels it (finish CANCELLED).
 
     Raises:
-      InvalidRequest, EngineStopped: as engine.submit, from the first `next`.
+      InvalidRequest, QueueFull, EngineStopped: as engine.submit, from the first `next`.
     """
     events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
     stream = TextStream(tokenizer, request.sampling)

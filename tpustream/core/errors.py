@@ -23,6 +23,18 @@ class EngineStopped(RuntimeError):
     """The engine takes no more requests: it was stopped or it failed."""
 
 
+class QueueFull(RuntimeError):
+    """Too much is waiting already; the same request may pass a little later.
+
+    Attributes:
+      retry_after: seconds after which to try again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 def context_exceeded(context: int, requested: int, param: str = "messages") -> InvalidRequest:
     """The error that clients recognise by its wording and code (see OpenAI's API reference)."""
     return InvalidRequest(

@@ -16,14 +16,12 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """One iteration: first idle `release`, then prefill and insert `admit`, then decode.
+    """One iteration: first idle `release`, then prefill `admit`.
 
     Attributes:
       release: (slot, epoch) whose request ended on the host while the device still decodes it.
       admit: requests that enter a slot now.
-      decode: whether any slot is running.
     """
 
     release: tuple[tuple[int, int], ...] = ()
     admit: tuple[Placement, ...] = ()
-    decode: bool = False

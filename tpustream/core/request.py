@@ -81,11 +81,24 @@ class Request:
       id: unique among the requests in flight.
       prompt: token ids, at least one.
       sampling: how to choose tokens. Its seed is set (the engine draws none).
+      key: who asks: waiting requests of the same priority share the slots fairly between their keys.
+      priority: a lower value is served earlier, whatever waits behind it (vLLM's convention).
+      deadline: seconds from its arrival within which it must get a slot, or it ends with an error;
+        None waits as long as it takes. Once it has a slot it runs to its own end.
+
+    Raises InvalidRequest for a deadline that is not > 0.
     """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
+    key: str = ""
+    priority: int = 0
+    deadline: float | None = None
+
+    def __post_init__(self):
+        if self.deadline is not None and not self.deadline > 0:  # NaN fails too
+            raise InvalidRequest(f"deadline: wanted > 0 seconds, got {self.deadline}", param="deadline")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
@@ -21,6 +22,13 @@ from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
 from tpustream.engine.state import DecodeState, Weights
+from tpustream.engine.waiting_room import WaitingRoom
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Submitted:
+    request: Request
+    arrived: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +46,9 @@ class Engine:
 
     `submit` and `cancel` may be called from any thread. Each request's sink gets its events in order,
     the last one with `finish` set, on a thread of the engine: it must return at once.
+
+    Args:
+      clock: seconds that never go back, for deadlines.
     """
 
     def __init__(
@@ -49,6 +60,7 @@ class Engine:
         steps: CompiledSteps,
         tokens: TokenQueue,
         eos_ids: Iterable[int] = (),
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.model = model
         self.config = config
@@ -56,11 +68,17 @@ class Engine:
         self._steps = steps
         self._tokens = tokens
         self._eos_ids = tuple(eos_ids)
+        self._clock = clock
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
         self._prefiller = Prefiller(config, weights, steps)
         self._decoding: set[tuple[int, int]] = set()  # (slot, epoch) that the device decodes
-        self._router = Router(config.slots, self._slot_finished)
+        self._room = WaitingRoom(
+            slots=config.slots,
+            max_waiting=config.max_waiting,
+            max_waiting_tokens=config.max_waiting_tokens,
+        )
+        self._router = Router(config.slots, self._slot_finished, self._room)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopped: str | None = None
         self._closing = threading.Lock()
@@ -106,10 +124,18 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
+    def check_room(self, requests: int) -> None:
+        """Raise QueueFull when this many more would be refused now; for a no before their prompts are made.
+
+        A look without a promise: `submit` decides.
+        """
+        self._room.check(requests)
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Queue a request.
 
-        Raises InvalidRequest for one that cannot be honoured, EngineStopped after stop or failure.
+        Raises InvalidRequest for one that cannot be honoured, QueueFull when too much waits already,
+        EngineStopped after stop or failure.
         """
         admissions.check(request, self.model, self.config, self._eos_ids)
         with self._closing:
@@ -117,7 +143,7 @@ class Engine:
                 raise EngineStopped(self._stopped)
             if not self._router.open(request, sink):
                 raise InvalidRequest(f"id: wanted one that is not in flight, got {request.id!r}", param="id")
-        self._inbox.put(request)
+        self._inbox.put(_Submitted(request=request, arrived=self._clock()))
 
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request with this reason; its slot is free at the next dispatch. Unknown ids are ignored."""
@@ -149,8 +175,8 @@ class Engine:
 
     def _handle(self, message) -> bool:
         match message:
-            case Request():
-                self._scheduler.add(message)
+            case _Submitted():
+                self._scheduler.add(message.request, message.arrived)
             case Command():
                 if self._router.close(message.request_id, TokenEvent(finish=message.finish)):
                     self._scheduler.remove(message.request_id)
@@ -163,12 +189,16 @@ class Engine:
 
     def _iterate(self, state: DecodeState) -> DecodeState:
         """Idle what ended, one chunk of one prompt, one dispatch of decode."""
+        for expired in self._scheduler.expire(self._clock()):
+            event = TokenEvent(finish=FinishReason.ERROR, error=expired.message)
+            self._router.close(expired.request.id, event)
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
             if not self._prefiller.drop(slot, epoch):
                 self._decoding.discard((slot, epoch))
                 state = self._steps.release(state, admissions.i32(slot), admissions.i32(epoch))
         for placement in plan.admit:
+            self._router.place(placement)
             self._prefiller.add(placement)
         if self._prefiller.busy:
             # Without decode nothing else holds the loop back, and a cancel must find little in flight.
@@ -178,11 +208,12 @@ class Engine:
             self._tokens.reserve()
             state, packed = self._steps.decode(self._weights, state)
             self._tokens.dispatched(packed)
+            self._scheduler.decoded(self.config.fused_steps)
         return state
 
     def _insert(self, whole: WholePrefix, state: DecodeState) -> DecodeState:
         placement = whole.placement
-        self._router.place(placement, cached_tokens=whole.cached_tokens)
+        self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
         self._decoding.add((placement.slot, placement.epoch))
         arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
         return self._steps.insert(whole.prefix, state, arrays)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from tpustream.core.plan import Placement
 from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from tpustream.core.token_batch import StepFinish, TokenBatch
+from tpustream.engine.waiting_room import WaitingRoom
 
 Sink = Callable[[TokenEvent], None]
 """Gets the events of one request, from a thread of the engine. Must return at once."""
@@ -37,32 +38,43 @@ class Router:
     Args:
       slots: B.
       on_finished: called with (slot, epoch) after the device ended a stream.
+      room: counts the streams, and refuses those that are too many.
     """
 
-    def __init__(self, slots: int, on_finished: Callable[[int, int], None]):
+    def __init__(self, slots: int, on_finished: Callable[[int, int], None], room: WaitingRoom):
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._owners: list[_Stream | None] = [None] * slots
         self._on_finished = on_finished
+        self._room = room
 
     def open(self, request: Request, sink: Sink) -> bool:
-        """Register a request before it is queued; False when its id is taken."""
+        """Register a request before it is queued; False when its id is taken.
+
+        Raises QueueFull when too much waits already.
+        """
         with self._lock:
             if request.id in self._streams:
                 return False
+            self._room.enter(len(request.prompt))
             self._streams[request.id] = _Stream(request=request, sink=sink)
             return True
 
-    def place(self, placement: Placement, *, cached_tokens: int = 0) -> None:
-        """From now on tokens of this slot and epoch belong to the placement's request.
-
-        Its first event says how many tokens of the prompt came from the prefix cache.
-        """
+    def place(self, placement: Placement) -> None:
+        """From now on tokens of this slot and epoch belong to the placement's request."""
         with self._lock:
             stream = self._streams.get(placement.request.id)
             if stream is not None:
-                stream.placement, stream.cached_tokens = placement, cached_tokens
+                self._room.seat(len(stream.request.prompt))
+                stream.placement = placement
                 self._owners[placement.slot] = stream
+
+    def prefilled(self, placement: Placement, *, cached_tokens: int) -> None:
+        """The stream's first event will say how much of the prompt came from the prefix cache."""
+        with self._lock:
+            stream = self._streams.get(placement.request.id)
+            if stream is not None and stream.placement == placement:
+                stream.cached_tokens = cached_tokens
 
     def close(self, request_id: str, event: TokenEvent) -> bool:
         """End a stream from the host with this last event; False when it has ended before."""
@@ -100,6 +112,9 @@ class Router:
 
     def _end(self, stream: _Stream, event: TokenEvent) -> None:
         del self._streams[stream.request.id]
+        self._room.leave()
+        if stream.placement is None:
+            self._room.seat(len(stream.request.prompt))
         if stream.placement is not None and self._owners[stream.placement.slot] is stream:
             self._owners[stream.placement.slot] = None
         stream.sink(event)

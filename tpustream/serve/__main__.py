@@ -15,7 +15,7 @@ from tpustream.flags import define_engine_flags, define_model_flag, engine_confi
 from tpustream.runtime import load_runtime
 from tpustream.serve.app import create_app
 from tpustream.serve.server import Server, bind, is_loopback, url_of
-from tpustream.serve.service import MAX_WAITING, Service
+from tpustream.serve.service import Service
 
 EXPECTED = (ValueError, OSError, ImportError, EngineStopped)
 
@@ -24,9 +24,6 @@ define_engine_flags()
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 PORT = flags.DEFINE_integer(
     "port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535
-)
-WAITING = flags.DEFINE_integer(
-    "max_waiting", MAX_WAITING, "Streams that may wait beyond the slots; more get a 429.", lower_bound=0
 )
 NAMES = flags.DEFINE_list(
     "served_model_name", [], "Names that clients may use for the model; its own when empty."
@@ -75,7 +72,7 @@ def main(argv: list[str]) -> int:
             f"warning: {HOST.value} can be reached from other machines, and this server asks for no key",
             file=sys.stderr,
         )
-    application = create_app(max_waiting=WAITING.value, names=tuple(NAMES.value))
+    application = create_app(names=tuple(NAMES.value))
     service: Service = application.state.service
     server = Server(application)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -47,8 +47,8 @@ async def answer(
     """Generate `body.n` choices for each prompt, streamed or at once as `body` says.
 
     Choices are numbered prompt by prompt. `prompts` have passed `check_prompt`; `param` is the field
-    that they come from. Raises InvalidRequest, ApiError or EngineStopped; after a stream began, errors
-    are part of it.
+    that they come from. Raises InvalidRequest, ApiError, QueueFull or EngineStopped; after a stream
+    began, errors are part of it.
     """
     runtime = service.ready()
     choices = body.n or 1
@@ -73,7 +73,7 @@ async def answer(
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
     )
-    generation = Generation(service, runtime, requests, prompt_tokens=sum(map(len, prompts)))
+    generation = Generation(service, runtime, requests, prompt_tokens=sum(map(len, prompts)), choices=choices)
     if body.stream:
         return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))
 

@@ -11,7 +11,7 @@ from tpustream.serve.completions import completion_routes
 from tpustream.serve.errors import install_error_handlers
 from tpustream.serve.models import model_routes
 from tpustream.serve.schema import ChatRequest, CompletionRequest
-from tpustream.serve.service import MAX_WAITING, ServedRuntime, Service
+from tpustream.serve.service import ServedRuntime, Service
 from tpustream.serve.transport import RequestIds
 
 REFERENCE = "#/components/schemas/{model}"
@@ -21,7 +21,6 @@ BODIES = {"/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequ
 def create_app(
     runtime: ServedRuntime | None = None,
     *,
-    max_waiting: int = MAX_WAITING,
     names: tuple[str, ...] = (),
     settings: Settings | None = None,
 ) -> FastAPI:
@@ -30,11 +29,10 @@ def create_app(
     Without a runtime every generating route answers 503 until `app.state.service.attach(runtime)`.
 
     Args:
-      max_waiting: streams that may wait beyond the engine's slots; more are refused with 429.
       names: what clients may call the model; () means the runtime's own name.
       settings: keep-alive and body limit; None for the defaults.
     """
-    service = Service(max_waiting=max_waiting, names=names)
+    service = Service(names=names)
     if runtime is not None:
         service.attach(runtime)
     settings = settings or Settings()

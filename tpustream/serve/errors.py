@@ -4,6 +4,7 @@
 (never a framework's 422), a server at fault a 5xx. What the routes raise becomes a response here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.errors import EngineStopped, InvalidRequest, QueueFull
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -119,6 +120,12 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_stopped(_: Request, error: EngineStopped) -> Response:
         return error_response(unavailable(f"The engine has stopped: {error}", 30, "engine_stopped"))
 
+    async def on_full(_: Request, error: QueueFull) -> Response:
+        headers = {"Retry-After": str(math.ceil(error.retry_after))}
+        return error_response(
+            ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers=headers)
+        )
+
     async def on_http(request: Request, error: HTTPException) -> Response:
         message = str(error.detail)
         if error.status_code == 404:
@@ -137,5 +144,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(InvalidRequest, on_invalid_request)
     app.add_exception_handler(EngineStopped, on_stopped)
+    app.add_exception_handler(QueueFull, on_full)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_unexpected)

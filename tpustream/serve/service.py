@@ -1,8 +1,8 @@
 """What the routes share: the runtime once it is loaded, and who may come in.
 
-A Service is loading, ready, failed or draining. It counts the streams in flight, so that a queue
-that would grow too long says no at once, and it knows every generation, so that a shutdown can end
-them in order. It lives on one event loop; only `attach` and `fail` may be called from elsewhere.
+A Service is loading, ready, failed or draining. It knows every generation, so that a shutdown can end
+them in order. How much may wait is the engine's to say. It lives on one event loop; only `attach` and
+`fail` may be called from elsewhere.
 """
 
 import hashlib
@@ -17,9 +17,7 @@ from tpustream.text.chat_template import ChatTemplate
 from tpustream.text.vocabulary import Tokenizer
 
 RETRY_LOADING = 5
-RETRY_FULL = 1
 RETRY_DRAINING = 30
-MAX_WAITING = 128
 
 
 class ServedEngine(TokenEngine, Protocol):
@@ -29,6 +27,9 @@ class ServedEngine(TokenEngine, Protocol):
     max_prompt: int
     vocab_size: int
     stopped: str | None
+
+    def check_room(self, requests: int) -> None:
+        """Raise QueueFull when this many more would be refused now."""
 
 
 class ServedRuntime(Protocol):
@@ -49,7 +50,6 @@ class Service:
     """State of one server.
 
     Args:
-      max_waiting: streams that may wait beyond the engine's slots.
       names: what clients may call the model, the first one is reported; () means its own name.
 
     Attributes:
@@ -60,10 +60,7 @@ class Service:
       generations: what is being answered.
     """
 
-    def __init__(self, *, max_waiting: int = MAX_WAITING, names: tuple[str, ...] = ()):
-        if max_waiting < 0:
-            raise ValueError(f"max_waiting: wanted >= 0, got {max_waiting}")
-        self.max_waiting = max_waiting
+    def __init__(self, *, names: tuple[str, ...] = ()):
         self.runtime: ServedRuntime | None = None
         self.chat_template: ChatTemplate | None = None
         self.names = names
@@ -108,18 +105,12 @@ class Service:
         return name
 
     def check_room(self, streams: int, param: str) -> None:
-        """Whether `streams` more may come. Raises ApiError: 429 not now, 400 never."""
-        room = self.ready().engine.config.slots + self.max_waiting
+        """Whether `streams` more may come. Raises QueueFull: not now; ApiError 400: never."""
+        engine = self.ready().engine
+        room = engine.config.max_requests
         if streams > room:
             raise ApiError(400, f"{param}: wanted at most {room} choices in all, got {streams}", param=param)
-        if self.in_flight + streams > room:
-            raise ApiError(
-                429,
-                f"The queue is full: {self.in_flight} streams in flight of at most {room}",
-                type="rate_limit_error",
-                code="queue_full",
-                headers={"Retry-After": str(RETRY_FULL)},
-            )
+        engine.check_room(streams)
 
     def refuse_new(self) -> None:
         """From now on nobody comes in; who is in may finish."""

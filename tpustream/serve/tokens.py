@@ -11,6 +11,7 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from tpustream.control.text_stream import TextStream
 from tpustream.core.request import Delta, FinishReason, Request, TokenEvent
@@ -18,23 +19,32 @@ from tpustream.serve.service import ServedRuntime, Service
 
 
 class Generation:
-    """Runs `requests` on the engine and yields their text as it comes.
+    """Runs `requests` on the engine and yields their text as it comes; `choices` of them a prompt.
 
-    Must be made, read and closed on the event loop. Raises InvalidRequest or EngineStopped when the
-    engine refuses one of the requests; none of them runs then.
+    Must be made, read and closed on the event loop. Raises InvalidRequest, QueueFull or EngineStopped
+    when the engine refuses one of the requests; none of them runs then.
 
     Attributes:
       open: indices whose stream has not ended.
       prompt_tokens: of all prompts, each counted once; the caller's figure.
+      cached_tokens: of the prompt tokens, those that came from the prefix cache.
       completion_tokens: tokens that came so far, of all choices.
     """
 
     def __init__(
-        self, service: Service, runtime: ServedRuntime, requests: Sequence[Request], *, prompt_tokens: int
+        self,
+        service: Service,
+        runtime: ServedRuntime,
+        requests: Sequence[Request],
+        *,
+        prompt_tokens: int,
+        choices: int = 1,
     ):
         self.open = set(range(len(requests)))
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
         self.completion_tokens = 0
+        self._choices = choices
         self._service = service
         self._engine = runtime.engine
         self._requests = tuple(requests)
@@ -99,12 +109,13 @@ class Generation:
             self._ended(index)
         self._service.generations.discard(self)
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """OpenAI's usage object, so far."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def _sink(self, index: int, event: TokenEvent) -> None:
@@ -131,6 +142,8 @@ class Generation:
         if delta is None:
             return None
         self.completion_tokens += event.token is not None
+        if event.cached_tokens and index % self._choices == 0:  # a prompt's other choices find the first's
+            self.cached_tokens += event.cached_tokens
         if delta.finish is not None:
             self._ended(index)
             if index in self._running:  # a stop string matched: the engine does not know yet
