@@ -14,7 +14,10 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tpustream", "tpustream.*"]), "tpustream.configs"],
     package_dir={"tpustream.configs": "configs"},
-    package_data={"tpustream.configs": ["*.json"]},
+    package_data={
+        "tpustream.configs": ["*.json"],
+        "tpustream.ops.int8.cpu_kernel": ["*.cc", "*.h"],  # built on the user's machine
+    },
     install_requires=[
         "absl-py>=2.1",
         "aiohttp>=3.10",

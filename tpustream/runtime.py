@@ -23,6 +23,7 @@ from tpustream.engine.emitters import TokenQueue, resolve_emitter
 from tpustream.engine.engine import Engine
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import Weights
+from tpustream.engine.weight_forms import Param, quantized, resolve_form
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules, make_mesh
 from tpustream.ops.rope import rope_table
@@ -113,17 +114,26 @@ def make_placer(
     # bfloat16 arithmetic on XLA:CPU is ten times slower than float32.
     auto = "float32" if platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
-    return Placer(model=model, engine=config, mesh=mesh, rules=ShardingRules(), dtype=dtype)
+    form = resolve_form(config.weights, mesh, cache_folder() / "kernels")
+    return Placer(model=model, engine=config, mesh=mesh, rules=ShardingRules(), dtype=dtype, form=form)
 
 
 def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed: int = 0) -> Weights:
     """The weights on the devices, with the tables of rotations that the model needs."""
     specs = param_specs(placer.model)
+
+    def held(name: str, array: jax.Array) -> Param:
+        if not placer.is_quantized(name, specs[name]):
+            return array
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, placer.param(name, specs[name]))
+        return jax.device_put(quantized(array, specs[name], placer.form), shardings)
+
     params = load_params(
         files,
         specs,
         dtype=placer.dtype,
-        sharding_of=lambda name: placer.param(specs[name]).sharding,
+        sharding_of=lambda name: placer.full_param(specs[name]).sharding,
+        hold=held,
         progress=not quiet,
         seed=seed,
     )

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from tests.reference.attention import attend
+from tpustream.ops import attention
 from tpustream.ops.attention import causal_attention
+from tpustream.ops.ring import RingLayout
 
 T, N, K, H = 23, 6, 2, 4
 STALE = 1e4  # what lies in the prefix beyond its length
@@ -41,3 +43,40 @@ def test_a_chunk_equals_the_reference(start, window, softcap):
             q[position], columns, position=position, frequencies=frequencies, scale=0.7, softcap=softcap
         )
         np.testing.assert_allclose(got[position - start], wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("block", [3, 8, 16, 64])
+@pytest.mark.parametrize(("sinks", "softcap"), [(0, None), (2, None), (3, 2.0)])
+def test_a_ring_in_blocks_equals_the_reference(block, sinks, softcap, monkeypatch):
+    """Any block size, filled, half filled and wrapped slots side by side; an unseen block changes no bit."""
+    monkeypatch.setattr(attention, "COLUMN_BLOCK", block)
+    columns, lengths = 16, np.array([0, 1, 5, 16, 41], np.int32)
+    layout, slots = RingLayout(columns=columns, sinks=sinks), len(lengths)
+    rng = np.random.default_rng(1)
+    q, q_sink = (rng.standard_normal((slots, N, H), np.float32) for _ in range(2))
+    k, v = (rng.standard_normal((slots, K, H), np.float32) for _ in range(2))
+    cache_k = rng.standard_normal((slots, K, H, columns), np.float32)
+    cache_v = rng.standard_normal((slots, K, columns, H), np.float32)
+    visible = np.asarray(layout.visible(lengths))
+
+    @jax.jit
+    def ring(q, q_sink, k, v, cache_k, cache_v, visible):
+        return attention.ring_attention(
+            q, q_sink, k, v, cache_k, cache_v, visible, sinks=sinks, scale=0.7, softcap=softcap
+        )
+
+    got = np.asarray(ring(q, q_sink, k, v, cache_k, cache_v, visible))
+    for slot in range(slots):
+        for head in range(N):
+            group = head // (N // K)
+            seen = np.flatnonzero(visible[slot])
+            queries = np.where(seen[:, None] < sinks, q_sink[slot, head], q[slot, head])
+            scores = 0.7 * np.append(
+                (queries * cache_k[slot, group][:, seen].T).sum(1), q[slot, head] @ k[slot, group]
+            )
+            scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+            weights = np.exp(scores - scores.max())
+            values = np.vstack([cache_v[slot, group][seen], v[slot, group]])
+            np.testing.assert_allclose(got[slot, head], weights / weights.sum() @ values, atol=3e-6)
+    alone = visible & (np.arange(slots) == 2)[:, None]  # now only slot 2's columns are read
+    np.testing.assert_array_equal(ring(q, q_sink, k, v, cache_k, cache_v, alone)[2], got[2])

@@ -49,7 +49,8 @@ class DecodeTiming:
 def weight_bytes(weights: Weights) -> int:
     """Bytes of parameters that a decode step reads: all but an embedding table that is no head."""
     tied = "head.kernel" not in weights.params
-    return sum(array.nbytes for name, array in weights.params.items() if tied or name != "embed.table")
+    read = [weight for name, weight in weights.params.items() if tied or name != "embed.table"]
+    return sum(array.nbytes for array in jax.tree.leaves(read))
 
 
 def live_cache_bytes(state: DecodeState, context: int) -> int:

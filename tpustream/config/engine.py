@@ -4,6 +4,7 @@ import dataclasses
 
 DTYPES = ("auto", "float32", "bfloat16")
 TAIL_BUCKETS = (32, 128)
+WEIGHTS = ("full", "int8")
 EMITTERS = ("auto", "callback", "transfer")
 
 
@@ -21,6 +22,8 @@ class EngineConfig:
       fused_steps: K, decode steps a dispatch.
       emitter: how tokens leave the device: "callback", "transfer" or "auto".
       dtype: of weights, activations and cache; "auto" is float32 on CPU, bfloat16 elsewhere.
+      weights: "full" keeps them in dtype; "int8" quantizes matrices at loading, a scale an output
+        channel, and on one CPU device multiplies bytes with a C++ kernel where a compiler is found.
       mesh: devices on the axes (data, model); 0 means all that are left.
       top_logprobs: largest number of alternatives that a request may ask for.
       stop_ids: largest number of stop tokens of a request, the model's own included.
@@ -39,6 +42,7 @@ class EngineConfig:
     fused_steps: int = 1
     emitter: str = "auto"
     dtype: str = "auto"
+    weights: str = "full"
     mesh: tuple[int, int] = (1, 0)
     top_logprobs: int = 20
     stop_ids: int = 16
@@ -62,6 +66,8 @@ class EngineConfig:
             raise ValueError(f"emitter: wanted one of {EMITTERS}, got {self.emitter!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: wanted one of {DTYPES}, got {self.dtype!r}")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights: wanted one of {WEIGHTS}, got {self.weights!r}")
         if len(self.mesh) != 2 or min(self.mesh) < 0:
             raise ValueError(f"mesh: wanted (data, model) with sizes >= 0, got {self.mesh}")
 

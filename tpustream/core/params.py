@@ -10,9 +10,11 @@ class ParamSpec:
     Attributes:
       shape: sizes, outermost first. Projections are stored [out..., in...], as Hugging Face does.
       axes: one logical axis name a dimension, resolved to mesh axes by ShardingRules.
+      inner_axes: how many of the last axes are inputs of the projection.
       keep_float32: norms and biases, which stay exact whatever the weights' dtype.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
+    inner_axes: int = 1
     keep_float32: bool = False

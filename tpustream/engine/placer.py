@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.params import ParamSpec
+from tpustream.engine import weight_forms
 from tpustream.engine.state import (
     STATE_AXES,
     Admission,
@@ -21,6 +22,7 @@ from tpustream.engine.state import (
     empty_state,
 )
 from tpustream.engine.steps import save_block
+from tpustream.engine.weight_forms import WeightForm
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules
 from tpustream.ops.rope import DIGIT_BITS, DIGITS, Rotation
@@ -35,14 +37,26 @@ class Placer:
     mesh: Mesh
     rules: ShardingRules
     dtype: jnp.dtype
+    form: WeightForm = WeightForm.FULL
 
     @property
     def replicated(self) -> NamedSharding:
         """Whole on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def param(self, spec: ParamSpec) -> jax.ShapeDtypeStruct:
-        """A parameter: its norms and biases stay float32."""
+    def is_quantized(self, name: str, spec: ParamSpec) -> bool:
+        """Whether this parameter is held as bytes."""
+        full = self.form is WeightForm.FULL
+        return not full and weight_forms.is_quantized(name, spec, tied=self.model.tie_embeddings)
+
+    def param(self, name: str, spec: ParamSpec) -> weight_forms.Param:
+        """A parameter as it is held; norms and biases stay float32."""
+        if self.is_quantized(name, spec):
+            return weight_forms.abstract(spec, self.form, self.rules, self.mesh)
+        return self.full_param(spec)
+
+    def full_param(self, spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        """A parameter as it is loaded."""
         dtype = jnp.float32 if spec.keep_float32 else self.dtype
         sharding = self.rules.sharding(spec.axes, spec.shape, self.mesh)
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
@@ -53,7 +67,7 @@ class Placer:
         angles = self._whole(jax.ShapeDtypeStruct(table, jnp.float32))
         kinds = sorted({self.model.layer_kind(layer) for layer in range(self.model.num_layers)})
         return Weights(
-            params={name: self.param(spec) for name, spec in param_specs(self.model).items()},
+            params={name: self.param(name, spec) for name, spec in param_specs(self.model).items()},
             rope={kind: Rotation(cos=angles, sin=angles) for kind in kinds},
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from tpustream.config import EngineConfig, ModelConfig
+from tpustream.ops.project import Weight
 from tpustream.ops.ring import layer_layout
 from tpustream.ops.rope import Rotation
 
@@ -29,11 +30,11 @@ class Weights:
     """Everything that a step reads and never writes.
 
     Attributes:
-      params: dotted name -> array, as `param_specs` lists them.
+      params: dotted name -> weight, as `param_specs` lists them: an array, or bytes with scales.
       rope: layer kind -> table of rotations by digit.
     """
 
-    params: dict[str, Array]
+    params: dict[str, Weight]
     rope: dict[str, Rotation]
 
 

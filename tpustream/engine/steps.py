@@ -58,7 +58,7 @@ def prefill_rows(
     past: int,
 ) -> tuple[Prefix, Float[Array, "T D"]]:
     """As `prefill`, with the last hidden rows of the chunk."""
-    decoder, start = bind(model, weights.params), prefix.length
+    decoder, start = bind(model, weights.params, prefix.k[0].dtype), prefix.length
     position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
     rotations = {kind: rotation_at(table, position) for kind, table in weights.rope.items()}
     x = decoder.embedded(tokens)
@@ -120,12 +120,13 @@ def restore_block(prefix: Prefix, block: PrefixBlock) -> Prefix:
     )
 
 
-def prompt_logits(model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"]) -> Float[Array, "T V"]:
+def prompt_logits(
+    model: ModelConfig, weights: Weights, tokens: Int32[Array, "T"], *, dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "T V"]:
     """Logits after every token of a prompt: for scoring and tests, not on the serving path."""
-    dtype = weights.params["embed.table"].dtype
     prefix = empty_prefix(model, tokens.shape[0], dtype)
     _, x = prefill_rows(model, weights, prefix, tokens, jnp.int32(tokens.shape[0]), past=0)
-    return bind(model, weights.params).logits(x)
+    return bind(model, weights.params, dtype).logits(x)
 
 
 def insert(
@@ -215,7 +216,8 @@ def decode_one(
             logits, token, wanted, top=min(engine.top_logprobs, model.vocab_size)
         )
 
-    finite = jnp.isfinite(logits.max(axis=-1))
+    # Not of the maximum: XLA:CPU's vectorized one passes over NaN (jaxlib 0.10.2).
+    finite = jnp.isfinite(logits).all(axis=-1)
     stopped = jnp.any(state.sampling.stop_ids == token[:, None], axis=-1)
     finish = jnp.where(state.remaining <= 1, StepFinish.LENGTH, StepFinish.RUNNING)
     finish = jnp.where(stopped, StepFinish.STOP, finish)
@@ -247,7 +249,7 @@ def next_logits(
     model: ModelConfig, engine: EngineConfig, weights: Weights, state: DecodeState
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Logits after each slot's newest token, and the cache with that token written."""
-    decoder, length = bind(model, weights.params), state.cache.length
+    decoder, length = bind(model, weights.params, state.cache.k[0].dtype), state.cache.length
 
     @functools.cache
     def view(kind: str, layout: RingLayout) -> _View:

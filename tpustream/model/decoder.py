@@ -16,14 +16,16 @@ from jaxtyping import Array, Float, Int32
 
 from tpustream.config import ModelConfig
 from tpustream.core.params import ParamSpec
-from tpustream.ops.matmul import project
+from tpustream.ops.project import Weight, project, take_rows
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(q [rows N H], k [rows K H], v [rows K H]), not rotated -> (out [rows N H], what the caller keeps)."""
 
 
-def _param(shape: tuple[int, ...], axes: tuple[str, ...], *, keep_float32: bool = False) -> nnx.Param:
-    spec = ParamSpec(shape=shape, axes=axes, keep_float32=keep_float32)
+def _param(
+    shape: tuple[int, ...], axes: tuple[str, ...], *, inner_axes: int = 1, keep_float32: bool = False
+) -> nnx.Param:
+    spec = ParamSpec(shape=shape, axes=axes, inner_axes=inner_axes, keep_float32=keep_float32)
     return nnx.Param(jnp.zeros(shape, jnp.float32), spec=spec)
 
 
@@ -49,7 +51,7 @@ class Attention(nnx.Module):
         self.q = _param((*query, c.embed_dim), (*of_query, "embed"))
         self.k = _param((*key, c.embed_dim), (*of_key, "embed"))
         self.v = _param((*key, c.embed_dim), (*of_key, "embed"))
-        self.o = _param((c.embed_dim, *query), ("embed", *of_query))
+        self.o = _param((c.embed_dim, *query), ("embed", *of_query), inner_axes=2)
         self.has_bias, self.has_norm = c.qkv_bias, c.qk_norm
         if c.qkv_bias:
             self.q_bias = _param(query, of_query, keep_float32=True)
@@ -60,14 +62,14 @@ class Attention(nnx.Module):
             self.k_norm = RMSNorm(c.head_dim, "head_dim", c.norm_eps)
 
     def __call__(self, x: Float[Array, "rows D"], attend: Attend) -> tuple[Float[Array, "rows D"], Any]:
-        q, k, v = (project(x, w[...], out_dtype=x.dtype) for w in (self.q, self.k, self.v))
+        q, k, v = (project(x, w.get_value(), out_dtype=x.dtype) for w in (self.q, self.k, self.v))
         if self.has_bias:
             q, k, v = ((a + b[...]).astype(x.dtype) for a, b in
                        ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))  # fmt: skip
         if self.has_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         out, kept = attend(q, k, v)
-        return project(out, self.o[...], out_dtype=x.dtype), kept
+        return project(out, self.o.get_value(), out_dtype=x.dtype), kept
 
 
 class FeedForward(nnx.Module):
@@ -80,10 +82,10 @@ class FeedForward(nnx.Module):
         self.activation = c.activation
 
     def __call__(self, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
-        gate = project(x, self.gate[...], out_dtype=x.dtype)
-        up = project(x, self.up[...], out_dtype=x.dtype)
+        gate = project(x, self.gate.get_value(), out_dtype=x.dtype)
+        up = project(x, self.up.get_value(), out_dtype=x.dtype)
         active = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        return project(active * up, self.down[...], out_dtype=x.dtype)
+        return project(active * up, self.down.get_value(), out_dtype=x.dtype)
 
 
 class Layer(nnx.Module):
@@ -123,10 +125,11 @@ class Head(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embedding, L layers, final norm and head."""
+    """Embedding, L layers, final norm and head; `dtype` is that of activations."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype = jnp.float32):
         self.config = config
+        self.dtype = dtype
         self.embed = Embedding(config)
         self.layers = nnx.List([Layer(config) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.embed_dim, "embed", config.norm_eps)
@@ -135,7 +138,7 @@ class Decoder(nnx.Module):
 
     def embedded(self, tokens: Int32[Array, "rows"]) -> Float[Array, "rows D"]:
         """Rows of the embedding table, scaled."""
-        rows = self.embed.table[...][tokens]
+        rows = take_rows(self.embed.table.get_value(), tokens, dtype=self.dtype)
         # Gemma rounds the scale to the dtype before it multiplies.
         return rows * jnp.asarray(self.config.embed_scale, rows.dtype)
 
@@ -143,7 +146,7 @@ class Decoder(nnx.Module):
         """Final norm and head, float32, soft-capped where the model is (Gemma 2)."""
         with jax.named_scope("head"):
             kernel = self.embed.table if self.config.tie_embeddings else self.head.kernel
-            logits = project(self.final_norm(x), kernel[...], out_dtype=jnp.float32)
+            logits = project(self.final_norm(x), kernel.get_value(), out_dtype=jnp.float32)
             cap = self.config.final_softcap
             return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -154,12 +157,16 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     return {".".join(map(str, path)): leaf.get_metadata()["spec"] for path, leaf in nnx.to_flat_state(state)}
 
 
-def bind(config: ModelConfig, params: Mapping[str, Array]) -> Decoder:
-    """A Decoder over a flat dict of arrays by dotted name. Cheap: done while a step is traced."""
-    graph, state = _abstract(config)
+def bind(config: ModelConfig, params: Mapping[str, Weight], dtype: jnp.dtype) -> Decoder:
+    """A Decoder over a flat dict of weights by dotted name. Cheap: done while a step is traced.
+
+    Args:
+      dtype: of activations.
+    """
+    graph, state = _abstract(config, dtype)
     flat = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config)))
+def _abstract(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))

@@ -3,10 +3,15 @@
 Query heads are grouped over key-value heads: N = K * G. Scores and softmax are float32.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from tpustream.ops.matmul import einsum
+
+COLUMN_BLOCK = 256  # columns of a ring that a decode step reads at a time
 
 
 def causal_attention(
@@ -83,31 +88,63 @@ def ring_attention(
     The new token's key and value come apart from the cache: on XLA:CPU a cache that is read first
     and written after needs no copy, one that is written first does.
 
+    Columns are read in blocks, up to the last that any slot sees: a ring that is hardly filled costs
+    hardly anything. The softmax is carried from block to block (Milakov and Gimelshein 2018). A block
+    that a slot does not see leaves its numbers as they are, to the bit, so a slot's result does not
+    depend on the others.
+
     Args:
       q: queries rotated at their position, for ring columns and for the new token.
       q_sink: the same queries rotated at RingLayout.sink_query_position, for sink columns.
       visible: columns that the token sees, RingLayout.visible.
     """
     slots, heads, head_dim = q.shape
-    kv_heads = k_new.shape[1]
+    kv_heads, columns = k_new.shape[1], visible.shape[1]
 
     def grouped(x):
         return x.reshape(slots, kv_heads, heads // kv_heads, head_dim)
 
-    scores = einsum("bkgh,bkhs->bkgs", grouped(q), cache_k, out_dtype=jnp.float32)
-    if sinks:
-        of_sinks = einsum("bkgh,bkhs->bkgs", grouped(q_sink), cache_k[..., :sinks], out_dtype=jnp.float32)
-        scores = jnp.concatenate([of_sinks, scores[..., sinks:]], axis=-1)
-    own = einsum("bkgh,bkh->bkg", grouped(q), k_new, out_dtype=jnp.float32)[..., None]
-    scores = jnp.where(visible[:, None, None, :], _capped(scores * scale, softcap), -jnp.inf)
-    own = _capped(own * scale, softcap)
+    def extend(carried: _Softmax, q, keys, values, seen: Bool[Array, "B s"]) -> _Softmax:
+        scores = einsum("bkgh,bkhs->bkgs", grouped(q), keys, out_dtype=jnp.float32)
+        scores = jnp.where(seen[:, None, None, :], _capped(scores * scale, softcap), -jnp.inf)
+        peak = jnp.maximum(carried.peak, scores.max(axis=-1, keepdims=True))
+        weights, shrink = jnp.exp(scores - peak), jnp.exp(carried.peak - peak)
+        out = einsum("bkgs,bksh->bkgh", weights.astype(values.dtype), values, out_dtype=jnp.float32)
+        total = carried.total * shrink + weights.sum(axis=-1, keepdims=True)
+        return _Softmax(peak=peak, total=total, out=carried.out * shrink + out)
 
-    peak = jnp.maximum(scores.max(axis=-1, keepdims=True), own)
-    weights, own = jnp.exp(scores - peak), jnp.exp(own - peak)
-    total = weights.sum(axis=-1, keepdims=True) + own
-    out = einsum("bkgs,bksh->bkgh", weights.astype(cache_v.dtype), cache_v, out_dtype=jnp.float32)
-    out = (out + own * v_new[:, :, None, :].astype(jnp.float32)) / total
-    return out.reshape(slots, heads, head_dim).astype(q.dtype)
+    own = einsum("bkgh,bkh->bkg", grouped(q), k_new, out_dtype=jnp.float32)[..., None]
+    out = jnp.broadcast_to(v_new[:, :, None, :].astype(jnp.float32), grouped(q).shape)
+    softmax = _Softmax(peak=_capped(own * scale, softcap), total=jnp.ones_like(own), out=out)
+    if sinks:
+        softmax = extend(softmax, q_sink, cache_k[..., :sinks], cache_v[:, :, :sinks], visible[:, :sinks])
+        visible = visible & (jnp.arange(columns) >= sinks)
+
+    size = min(COLUMN_BLOCK, columns)
+
+    def block(index: Int32[Array, ""], carried: _Softmax) -> _Softmax:
+        # The last block ends with the ring, and leaves out what the one before it had.
+        start = jnp.minimum(index * size, columns - size)
+        fresh = start + jnp.arange(size, dtype=jnp.int32) >= index * size
+        keys = jax.lax.dynamic_slice_in_dim(cache_k, start, size, axis=3)
+        values = jax.lax.dynamic_slice_in_dim(cache_v, start, size, axis=2)
+        seen = jax.lax.dynamic_slice_in_dim(visible, start, size, axis=1) & fresh
+        return extend(carried, q, keys, values, seen)
+
+    if size == columns:
+        softmax = extend(softmax, q, cache_k, cache_v, visible)
+    else:
+        newest = jnp.max(jnp.where(visible, jnp.arange(1, columns + 1, dtype=jnp.int32), 0))
+        softmax = jax.lax.fori_loop(0, (newest + size - 1) // size, block, softmax)
+    return (softmax.out / softmax.total).reshape(slots, heads, head_dim).astype(q.dtype)
+
+
+class _Softmax(NamedTuple):
+    """A softmax-weighted sum under way: weights are exp(score - peak)."""
+
+    peak: Float[Array, "B K G 1"]
+    total: Float[Array, "B K G 1"]
+    out: Float[Array, "B K G H"]
 
 
 def _capped(scores, softcap):

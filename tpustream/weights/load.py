@@ -6,6 +6,7 @@ extra or misshapen tensor is a ModelError that names it, before anything is read
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from tpustream.weights.resolve import ModelFiles
 from tpustream.weights.safetensors_files import SafetensorsSource
 from tpustream.weights.source import Index, TensorSource, read_shard
 
+Hold = Callable[[str, jax.Array], Any]
 ShardingOf = Callable[[str], jax.sharding.Sharding | None]
 
 
@@ -32,9 +34,10 @@ def load_params(
     *,
     dtype: DTypeLike,
     sharding_of: ShardingOf,
+    hold: Hold = lambda name, array: array,
     progress: bool = True,
     seed: int = 0,
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """All parameters of a model, each at its place on the devices.
 
     Args:
@@ -42,6 +45,7 @@ def load_params(
       specs: our name -> shape and axes, as the model declares them.
       dtype: of all parameters but those with `keep_float32`.
       sharding_of: our name -> where the parameter goes; None for the default device.
+      hold: what to keep of each parameter, as soon as it is loaded; the array itself by default.
       progress: show a bar of bytes on stderr.
       seed: of random weights; files take no notice.
 
@@ -56,7 +60,7 @@ def load_params(
     with tqdm(total=int(total), desc=f"load {files.name}", unit="B", unit_scale=True, mininterval=interval,
               disable=not progress) as bar:  # fmt: skip
         for name, array in loaded:
-            params[name] = array
+            params[name] = hold(name, array)
             bar.update(array.nbytes)
     return params
 

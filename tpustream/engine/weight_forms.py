@@ -1,0 +1,78 @@
+"""How a parameter is held on the devices: in full, as bytes, or as bytes packed for the CPU kernel.
+
+One place says which parameters are quantized and what becomes of them; the loader makes them, the
+placer describes them, and the model multiplies with whatever it finds (ops/project.py).
+"""
+
+import enum
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tpustream.core.params import ParamSpec
+from tpustream.model.sharding import ShardingRules
+from tpustream.ops.int8.cpu_kernel.packed import PackedWeight, pack, packed_shapes
+from tpustream.ops.int8.project import use_cpu_kernel
+from tpustream.ops.int8.quantize import Int8Weight, quantize
+
+Param = jax.Array | Int8Weight | PackedWeight
+
+
+class WeightForm(enum.Enum):
+    """FULL: the engine's dtype. INT8: Int8Weight. PACKED: PackedWeight."""
+
+    FULL = "full"
+    INT8 = "int8"
+    PACKED = "packed"
+
+
+def resolve_form(weights: str, mesh: Mesh, kernel_folder: Path) -> WeightForm:
+    """What EngineConfig.weights means on this mesh; may build the CPU kernel (seconds, once)."""
+    if weights == "full":
+        return WeightForm.FULL
+    platform = mesh.devices.flat[0].platform
+    packs = use_cpu_kernel(kernel_folder, platform=platform, devices=mesh.devices.size)
+    return WeightForm.PACKED if packs else WeightForm.INT8
+
+
+def is_quantized(name: str, spec: ParamSpec, *, tied: bool) -> bool:
+    """Whether the parameter is a matrix that a step multiplies with.
+
+    Norms and biases stay as they are, and so does an embedding that is only looked up.
+    """
+    return not spec.keep_float32 and (tied or name != "embed.table")
+
+
+def quantized(array: jax.Array, spec: ParamSpec, form: WeightForm) -> Int8Weight | PackedWeight:
+    """A loaded parameter as bytes, on the host."""
+    weight = quantize(np.asarray(array), inner_axes=spec.inner_axes)
+    return pack(weight) if form is WeightForm.PACKED else weight
+
+
+def abstract(spec: ParamSpec, form: WeightForm, rules: ShardingRules, mesh: Mesh) -> Param:
+    """Shapes and shardings of what `quantized` gives.
+
+    A flattened axis is split as the first of its axes is: blocks of heads stay whole.
+    """
+    outer, inner = spec.shape[: -spec.inner_axes], spec.shape[-spec.inner_axes :]
+    if form is WeightForm.PACKED:
+        whole = NamedSharding(mesh, PartitionSpec())
+        panels, scale = packed_shapes(math.prod(outer), math.prod(inner))
+        return PackedWeight(
+            bytes=jax.ShapeDtypeStruct(panels, jnp.uint8, sharding=whole),
+            scale=jax.ShapeDtypeStruct(scale, jnp.float32, sharding=whole),
+            outer=outer,
+            inputs=math.prod(inner),
+        )
+    split = rules.spec(spec.axes, spec.shape, mesh)
+    of_outer, of_inner = split[0], split[len(outer)]
+    values, scale = NamedSharding(mesh, PartitionSpec(of_outer, of_inner)), PartitionSpec(of_outer)
+    return Int8Weight(
+        values=jax.ShapeDtypeStruct((math.prod(outer), math.prod(inner)), jnp.int8, sharding=values),
+        scale=jax.ShapeDtypeStruct((math.prod(outer),), jnp.float32, sharding=NamedSharding(mesh, scale)),
+        outer=outer,
+    )
