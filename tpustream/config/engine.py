@@ -37,8 +37,8 @@ class EngineConfig:
     ring_length: int = 2048
     sinks: int = 4
     prefill_chunk: int = 128
-    prefix_cache_mb: int = 256
-    prefix_cache_host_mb: int = 256
+    prefix_cache_mb: int = 128
+    prefix_cache_host_mb: int = 128
     fused_steps: int = 1
     emitter: str = "auto"
     dtype: str = "auto"
