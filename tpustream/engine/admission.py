@@ -92,11 +92,6 @@ def admission(
     )
 
 
-def i32(value: int) -> np.int32:
-    """A scalar argument of a compiled step."""
-    return np.int32(value)
-
-
 def _check_ids(field: str, ids: Iterable[int], vocab: int) -> None:
     for token in ids:
         if not 0 <= token < vocab:

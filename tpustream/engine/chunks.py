@@ -23,7 +23,6 @@ class Chunk:
       count: tokens that count.
       bucket: tokens that the executable takes.
       past: earlier positions that the executable reads.
-      last: the prefix is whole after it.
       full: as long as a chunk can be, so that it can be kept for other prompts.
     """
 
@@ -32,7 +31,6 @@ class Chunk:
     count: int
     bucket: int
     past: int
-    last: bool
     full: bool
 
     def tokens(self) -> np.ndarray:
@@ -53,7 +51,6 @@ def cut(placement: Placement, engine: EngineConfig) -> Iterator[Chunk]:
             count=count,
             bucket=_at_least(count, engine.buckets),
             past=_at_least(start, engine.pasts),
-            last=start + count == length,
             full=count == engine.chunk,
         )
 

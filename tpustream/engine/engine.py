@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
@@ -196,7 +198,7 @@ class Engine:
         for slot, epoch in plan.release:
             if not self._prefiller.drop(slot, epoch):
                 self._decoding.discard((slot, epoch))
-                state = self._steps.release(state, admissions.i32(slot), admissions.i32(epoch))
+                state = self._steps.release(state, np.int32(slot), np.int32(epoch))
         for placement in plan.admit:
             self._router.place(placement)
             self._prefiller.add(placement)
