@@ -26,6 +26,8 @@ from tpustream.engine.state import Weights
 from tpustream.engine.weight_forms import Param, quantized, resolve_form
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules, make_mesh
+from tpustream.ops.attend import AttentionForm
+from tpustream.ops.cpu import build, calls
 from tpustream.ops.rope import rope_table
 from tpustream.text.tokenizer import Tokenizer, load_tokenizer
 from tpustream.weights.cache import cache_folder
@@ -114,8 +116,17 @@ def make_placer(
     # bfloat16 arithmetic on XLA:CPU is ten times slower than float32.
     auto = "float32" if platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
-    form = resolve_form(config.weights, mesh, cache_folder() / "kernels")
-    return Placer(model=model, engine=config, mesh=mesh, rules=ShardingRules(), dtype=dtype, form=form)
+    kernels = build.usable(cache_folder() / "kernels", platform=platform, devices=mesh.devices.size)
+    fits = kernels and dtype == jnp.float32 and model.head_dim % calls.HEAD_MULTIPLE == 0
+    return Placer(
+        model=model,
+        engine=config,
+        mesh=mesh,
+        rules=ShardingRules(),
+        dtype=dtype,
+        form=resolve_form(config.weights, kernels=kernels),
+        attention=AttentionForm.CPU if fits else AttentionForm.XLA,
+    )
 
 
 def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed: int = 0) -> Weights:

@@ -55,10 +55,9 @@ def weight_bytes(weights: Weights) -> int:
 
 def live_cache_bytes(state: DecodeState, context: int) -> int:
     """Bytes of the cached tokens that one slot attends to at this context."""
-    slots = state.token.shape[0]
-    layers = zip(state.cache.k, state.cache.v, strict=True)
-    columns = ((k, v, v.shape[2]) for k, v in layers)
-    return sum((k.nbytes + v.nbytes) // slots // size * min(context, size) for k, v, size in columns)
+    slots, layers = state.token.shape[0], zip(state.cache.k, state.cache.v, strict=True)
+    sizes = ((sum(leaf.nbytes for leaf in jax.tree.leaves(pair)), pair[1].shape[2]) for pair in layers)
+    return sum(size // slots // columns * min(context, columns) for size, columns in sizes)
 
 
 def time_decode(

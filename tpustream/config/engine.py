@@ -5,6 +5,7 @@ import dataclasses
 DTYPES = ("auto", "float32", "bfloat16")
 TAIL_BUCKETS = (32, 128)
 WEIGHTS = ("full", "int8")
+KV = ("full", "int8")
 EMITTERS = ("auto", "callback", "transfer")
 
 
@@ -24,6 +25,8 @@ class EngineConfig:
       dtype: of weights, activations and cache; "auto" is float32 on CPU, bfloat16 elsewhere.
       weights: "full" keeps them in dtype; "int8" quantizes matrices at loading, a scale an output
         channel, and on one CPU device multiplies bytes with a C++ kernel where a compiler is found.
+      kv: "full" keeps keys and values in dtype; "int8" holds them as bytes with a scale a token and kv
+        head: a quarter of float32's memory, half of bfloat16's.
       mesh: devices on the axes (data, model); 0 means all that are left.
       top_logprobs: largest number of alternatives that a request may ask for.
       stop_ids: largest number of stop tokens of a request, the model's own included.
@@ -43,6 +46,7 @@ class EngineConfig:
     emitter: str = "auto"
     dtype: str = "auto"
     weights: str = "full"
+    kv: str = "full"
     mesh: tuple[int, int] = (1, 0)
     top_logprobs: int = 20
     stop_ids: int = 16
@@ -68,6 +72,8 @@ class EngineConfig:
             raise ValueError(f"dtype: wanted one of {DTYPES}, got {self.dtype!r}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights: wanted one of {WEIGHTS}, got {self.weights!r}")
+        if self.kv not in KV:
+            raise ValueError(f"kv: wanted one of {KV}, got {self.kv!r}")
         if len(self.mesh) != 2 or min(self.mesh) < 0:
             raise ValueError(f"mesh: wanted (data, model) with sizes >= 0, got {self.mesh}")
 
