@@ -152,10 +152,10 @@ def enable_compile_cache() -> None:
 
 
 def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
-    """Run prompts of each length and one step, so that the first request finds memory in place."""
+    """Run prompts of each length and one deep dispatch, so that the first request finds memory in place."""
+    deepest = jnp.int32(placer.engine.fused_steps)
     # Steps below 0 are rehearsal: the token queue begins at step 0, so what they call is dropped.
-    rehearsal = jnp.int32(-placer.engine.fused_steps)
-    state = dataclasses.replace(steps.initial_state(), step=jax.device_put(rehearsal, placer.replicated))
+    state = dataclasses.replace(steps.initial_state(), step=jax.device_put(-deepest, placer.replicated))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), placer.admission())
     zero = zeros.slot
     prefix = steps.initial_prefix()
@@ -163,7 +163,7 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
         prefix, _ = steps.prefill[bucket, 0](weights, prefix, jnp.zeros(bucket, jnp.int32), zero)
     prefix = steps.restore(prefix, steps.save(prefix, zero))
     state = steps.release(steps.insert(prefix, state, zeros), zero, zero)
-    jax.block_until_ready(steps.decode(weights, state))
+    jax.block_until_ready(steps.decode(weights, state, deepest))
 
 
 @contextlib.contextmanager
