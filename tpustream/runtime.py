@@ -39,7 +39,7 @@ class Runtime:
 
     Attributes:
       name: what clients call the model.
-      engine: started; `engine.stop()` ends it.
+      engine: started.
       tokenizer: text to ids and back.
       model_config: the model's shape.
       compile_guard: counts what is compiled after the start, which should be nothing.
@@ -50,6 +50,11 @@ class Runtime:
     tokenizer: Tokenizer
     model_config: ModelConfig
     compile_guard: CompileGuard
+
+    def stop(self) -> None:
+        """End every stream as cancelled, join the engine's threads, and stop counting. Safe to call twice."""
+        self.engine.stop()
+        self.compile_guard.stop()
 
 
 def load_runtime(model: str, config: EngineConfig, *, quiet: bool = False) -> Runtime:

@@ -153,6 +153,9 @@ class ScriptedRuntime:
     tokenizer: ByteTokenizer = dataclasses.field(default_factory=ByteTokenizer)
     name: str = "scripted/bytes"
 
+    def stop(self) -> None:
+        self.engine.stop()
+
 
 @dataclasses.dataclass
 class Served:

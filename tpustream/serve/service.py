@@ -39,6 +39,9 @@ class ServedRuntime(Protocol):
     tokenizer: Tokenizer
     name: str
 
+    def stop(self) -> None:
+        """End every stream and what runs behind it."""
+
 
 class Endable(Protocol):
     """A generation, as a shutdown sees it."""
