@@ -174,6 +174,11 @@ class Served:
     def service(self):
         return self.server.config.app.state.service
 
+    @property
+    def in_flight(self) -> int:
+        """Streams that are not yet at their end."""
+        return sum(len(generation.open) for generation in tuple(self.service.generations))
+
 
 @contextlib.contextmanager
 def serve(runtime: ScriptedRuntime | None, *, drain_seconds: float = 0.3, **options) -> Iterator[Served]:

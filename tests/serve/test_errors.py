@@ -206,7 +206,7 @@ def test_bug_in_the_engine_is_a_500_in_the_envelope(http, served, monkeypatch):
     error = error_of(http.post(CHAT, json=chat_body()), 500)
     assert error["type"] == "server_error"
     assert "secret" not in error["message"]
-    assert served.service.in_flight == 0
+    assert served.in_flight == 0
 
 
 def test_full_queue_says_no():
@@ -221,12 +221,12 @@ def test_full_queue_says_no():
         assert error_of(http.post(TEXT, json={"prompt": ["a"] * 6}))["param"] == "prompt"
         body = json.dumps(chat_body(n=4)).encode()
         connection = send_raw(served.port, CHAT, body)
-        wait_until(lambda: served.service.in_flight == 4)
+        wait_until(lambda: served.in_flight == 4)
         response = http.post(CHAT, json=chat_body(n=2))
         assert error_of(response, 429)["code"] == "queue_full"
         assert int(response.headers["retry-after"]) >= 1
         connection.close()
-        wait_until(lambda: served.service.in_flight == 0, 1.0)
+        wait_until(lambda: served.in_flight == 0, 1.0)
 
 
 def test_loading_then_ready():

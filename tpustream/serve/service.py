@@ -59,7 +59,6 @@ class Service:
       runtime: None until `attach`.
       chat_template: the model's, None until `attach`.
       failure: why loading failed, or None.
-      in_flight: streams admitted and not yet at their end.
       generations: what is being answered.
     """
 
@@ -69,7 +68,6 @@ class Service:
         self.names = names
         self.fingerprint = ""
         self.failure: str | None = None
-        self.in_flight = 0
         self.generations: set[Endable] = set()
         self._draining = False
 
