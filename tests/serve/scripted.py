@@ -117,7 +117,10 @@ class ScriptedEngine:
                 self._room.leave()
 
     def _play(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
-        with self._slots:
+        if not self._slots.acquire(timeout=request.deadline):
+            sink(TokenEvent(finish=FinishReason.EXPIRED, error="deadline: wanted a slot, got none"))
+            return
+        try:
             left = request.sampling.max_tokens
             for step in self.script(request):
                 if self._woken[request.id].wait(step if isinstance(step, float) else 0):
@@ -135,6 +138,8 @@ class ScriptedEngine:
                 sink(event)
                 if event.finish is not None:
                     return
+        finally:
+            self._slots.release()
 
 
 def logprobs_of(token: int, count: int) -> TokenLogprobs:

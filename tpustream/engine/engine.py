@@ -212,7 +212,7 @@ class Engine:
     def _iterate(self, state: DecodeState) -> DecodeState:
         """Idle what ended, one chunk of one prompt, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
-            event = TokenEvent(finish=FinishReason.ERROR, error=expired.message)
+            event = TokenEvent(finish=FinishReason.EXPIRED, error=expired.message)
             self._router.close(expired.request.id, event)
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
