@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from tpustream.config import EngineConfig, ModelConfig
@@ -157,10 +158,10 @@ def enable_compile_cache() -> None:
 
 
 def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
-    """Run prompts of each length and one deep dispatch, so that the first request finds memory in place."""
-    deepest = jnp.int32(placer.engine.fused_steps)
+    """Run prompts of each length and one step, so that the first request finds memory in place."""
     # Steps below 0 are rehearsal: the token queue begins at step 0, so what they call is dropped.
-    state = dataclasses.replace(steps.initial_state(), step=jax.device_put(-deepest, placer.replicated))
+    rehearsal = jax.device_put(np.int32(-1), placer.replicated)
+    state = dataclasses.replace(steps.initial_state(), step=rehearsal)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), placer.admission())
     zero = zeros.slot
     prefix = steps.initial_prefix()
@@ -168,7 +169,7 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
         prefix, _ = steps.prefill[bucket, 0](weights, prefix, jnp.zeros(bucket, jnp.int32), zero)
     prefix = steps.restore(prefix, steps.save(prefix, zero))
     state = steps.release(steps.insert(prefix, state, zeros), zero, zero)
-    jax.block_until_ready(steps.decode(weights, state, deepest))
+    jax.block_until_ready(steps.decode(weights, state, np.int32(1)))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ import pytest
 
 from tests.tiny import SMALL_ENGINE, collect, generate, request, submit, tiny_engine
 from tpustream.core.request import FinishReason
+from tpustream.core.token_batch import StepFinish
 from tpustream.engine.depth import DepthPolicy, Load
+from tpustream.engine.packing import unpack
 
 ENDLESS = 10**6
 
@@ -121,6 +123,7 @@ def engine():
 @pytest.fixture
 def log(engine, monkeypatch):
     """What goes out to the device, in order: the depth of a decode, or "release"."""
+    generate(engine, request((1,), max_tokens=1))  # behind it nothing is left of the test before
     calls, steps = [], engine._steps
 
     def decode(weights, state, count):
@@ -141,18 +144,19 @@ def test_a_lone_stream_deepens_and_ends_on_its_last_step(engine, log):
     assert log == [1, 2, 4, 8, 8, 3]
 
 
-def test_rows_that_end_on_the_way_do_not_end_the_dispatch(engine, log):
-    """A stop token ends its own stream in the middle of a dispatch; the neighbour's goes on to its depth."""
-    alone = generate(engine, request((4, 5), max_tokens=60))
-    stop = alone[11]
-    first = alone.index(stop)
-    del log[:]
-    neighbour = submit(engine, request((7, 8, 9), request_id="n", max_tokens=60))
-    neighbour.get(timeout=60)
-    events, finish = collect(submit(engine, request((4, 5), max_tokens=60, stop_token_ids=(stop,))))
-    assert finish == FinishReason.STOP and [event.token for event in events] == alone[: first + 1]
-    assert len(collect(neighbour)[0]) == 59
-    assert sum(log) == 60 and 8 in log
+def test_rows_that_end_on_the_way_do_not_end_the_dispatch(engine):
+    """A row that ends idles, its neighbour runs to the depth, and what was not run is empty."""
+    state = dataclasses.replace(
+        engine._steps.initial_state(), active=np.array([True, True]), remaining=np.array([2, 9], np.int32)
+    )
+    state, packed = engine._steps.decode(engine._weights, state, np.int32(5))
+    steps = [unpack(step) for step in np.asarray(packed)]
+    assert [step.emitted.tolist() for step in steps[:5]] == [[True, True]] * 2 + [[False, True]] * 3
+    assert [step.finish[0] for step in steps[:2]] == [StepFinish.RUNNING, StepFinish.LENGTH]
+    assert [step.step for step in steps[:5]] == [0, 1, 2, 3, 4]
+    assert len(steps) == 8 and not np.asarray(packed[5:]).any()
+    assert (state.step, state.active.tolist()) == (5, [False, True])
+    assert (state.remaining.tolist(), state.cache.length.tolist()) == ([0, 4], [2, 5])
 
 
 def test_a_cancel_is_heard_before_the_next_dispatch(engine, log, monkeypatch):
