@@ -63,19 +63,19 @@ def live_cache_bytes(state: DecodeState, context: int) -> int:
 def time_decode(
     placer: Placer, weights: Weights, steps: CompiledSteps, contexts: Sequence[int], *, dispatches: int
 ) -> Iterator[DecodeTiming]:
-    """The decode step of this batch at each context, in turn."""
-    batch, fused = placer.engine.slots, placer.engine.fused_steps
+    """The decode step of this batch at each context, in turn, in dispatches of `fused_steps`."""
+    batch, count = placer.engine.slots, np.int32(placer.engine.fused_steps)
     for context in contexts:
         state = _busy(placer, steps.initial_state(), context)
         floor = weight_bytes(weights) + batch * live_cache_bytes(state, context)
-        state, packed = steps.decode(weights, state)
+        state, packed = steps.decode(weights, state, count)
         packed.block_until_ready()
         seconds = []
         for _ in range(dispatches):
             start = time.perf_counter()
-            state, packed = steps.decode(weights, state)
+            state, packed = steps.decode(weights, state, count)
             packed.block_until_ready()
-            seconds.append((time.perf_counter() - start) / fused)
+            seconds.append((time.perf_counter() - start) / int(count))
         step = statistics.median(seconds)
         yield DecodeTiming(
             batch=batch,

@@ -20,7 +20,10 @@ class EngineConfig:
       prefill_chunk: tokens of a prompt that are prefilled between two dispatches of decode.
       prefix_cache_mb: MB of device memory for chunks of earlier prompts; 0 keeps none there.
       prefix_cache_host_mb: MB of host memory for chunks that left the device; 0 drops them.
-      fused_steps: K, decode steps a dispatch.
+      fused_steps: decode steps that one dispatch runs at most; how many it runs depends on the load.
+      itl_target_ms: milliseconds that a dispatch may take where somebody would notice: with the transfer
+        emitter, which holds tokens back until then, or while a slot is free for a newcomer; 0 sets no
+        limit.
       emitter: how tokens leave the device: "callback", "transfer" or "auto".
       dtype: of weights, activations and cache; "auto" is float32 on CPU, bfloat16 elsewhere.
       weights: "full" keeps them in dtype; "int8" quantizes matrices at loading, a scale an output
@@ -42,7 +45,8 @@ class EngineConfig:
     prefill_chunk: int = 128
     prefix_cache_mb: int = 128
     prefix_cache_host_mb: int = 128
-    fused_steps: int = 1
+    fused_steps: int = 8
+    itl_target_ms: int = 20
     emitter: str = "auto"
     dtype: str = "auto"
     weights: str = "full"
@@ -60,7 +64,8 @@ class EngineConfig:
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"{field}: wanted >= 1, got {value}")
-        for field in ("prefix_cache_mb", "prefix_cache_host_mb", "max_waiting", "max_waiting_tokens"):
+        bounds = ("prefix_cache_mb", "prefix_cache_host_mb", "max_waiting", "max_waiting_tokens")
+        for field in (*bounds, "itl_target_ms"):
             value = getattr(self, field)
             if value < 0:
                 raise ValueError(f"{field}: wanted >= 0, got {value}")

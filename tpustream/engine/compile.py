@@ -31,7 +31,8 @@ class CompiledSteps:
       insert: (prefix, state, admission) -> state; the state is donated, the prefix may be used again.
       save: (prefix, start) -> PrefixBlock of the chunk at `start`.
       restore: (prefix, block) -> prefix; the prefix is donated.
-      decode: (weights, state) -> (state, i32[n, B, C]); the state is donated.
+      decode: (weights, state, count i32[]) -> (state, i32[fused_steps, B, C]), of which the first `count`
+        steps mean something; the state is donated.
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
@@ -70,7 +71,7 @@ def lower_steps(
     decode = functools.partial(
         steps.decode, model, engine, attention=placer.attention, emit=emit and emit_whole
     )
-    yield "decode", lowered(decode, (weights, state), donate=1, out=(of_state, placer.replicated))
+    yield "decode", lowered(decode, (weights, state, scalar), donate=1, out=(of_state, placer.replicated))
     insert = functools.partial(steps.insert, model, engine)
     yield "insert", lowered(insert, (prefix, state, placer.admission()), donate=1, out=of_state)
     yield "release", lowered(steps.release, (state, scalar, scalar), donate=0, out=of_state)

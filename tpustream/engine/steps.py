@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.token_batch import StepFinish
 from tpustream.engine import sampling as sampling_ops
-from tpustream.engine.packing import pack
+from tpustream.engine.packing import pack, packed_width
 from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, PrefixBlock, Weights, empty_prefix
 from tpustream.model.decoder import bind
 from tpustream.ops.attend import AttentionForm, attend_chunk, attend_ring
@@ -184,22 +184,32 @@ def decode(
     engine: EngineConfig,
     weights: Weights,
     state: DecodeState,
+    count: Int32[Array, ""],
     *,
     attention: AttentionForm = AttentionForm.XLA,
     emit: Emit | None = None,
 ) -> tuple[DecodeState, Int32[Array, "n B C"]]:
-    """`fused_steps` tokens for every active slot: the new state and the packed results, oldest first."""
+    """`count` tokens for every active slot: the new state and the packed results, oldest first.
 
-    def body(state: DecodeState, _) -> tuple[DecodeState, Int32[Array, "B C"]]:
+    Every row has its own activity, so the loop runs to its depth whichever row ends on the way.
+
+    Args:
+      count: steps, 1..`fused_steps`. It is data: one executable runs every depth.
+
+    Returns:
+      n is `fused_steps`; results from `count` on are zero and mean nothing.
+    """
+
+    def body(step: Int32[Array, ""], carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+        state, results = carry
         state, packed = decode_one(model, engine, weights, state, attention=attention)
         if emit is not None:
             emit(packed)
-        return state, packed
+        return state, jax.lax.dynamic_update_index_in_dim(results, packed, step, 0)
 
-    if engine.fused_steps == 1:
-        state, packed = body(state, None)
-        return state, packed[None]
-    return jax.lax.scan(body, state, length=engine.fused_steps)
+    width = packed_width(min(engine.top_logprobs, model.vocab_size))
+    results = jnp.zeros((engine.fused_steps, engine.slots, width), jnp.int32)
+    return jax.lax.fori_loop(0, count, body, (state, results))
 
 
 def decode_one(

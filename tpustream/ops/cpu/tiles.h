@@ -11,12 +11,17 @@
 
 namespace tpustream {
 
+// Rows of keys lie a page or more apart, where the processor fetches nothing by itself.
+constexpr int64_t kRowsAhead = 6;
+
 template <int kRows, int kWide, typename T>
 void ScoreTile(const float* q, int64_t head_dim, const T* k, int64_t stride, int64_t count, float* out,
                int64_t out_stride) {
   Vec sums[kRows][kWide] = {};
   for (int64_t h = 0; h < head_dim; ++h) {
     Vec keys[kWide];
+    for (int64_t byte = 0; byte < kWide * kLanes * static_cast<int64_t>(sizeof(T)); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(k + (h + kRowsAhead) * stride) + byte);
 #pragma GCC unroll 4
     for (int w = 0; w < kWide; ++w)
       keys[w] = kWide == 1 ? LoadPart(k + h * stride, count) : Load(k + h * stride + w * kLanes);

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace tpustream {
 
 constexpr int kLanes = 16;
@@ -21,9 +25,15 @@ inline Vec Load(const float* from) {
 }
 
 inline Vec Load(const int8_t* from) {
+#if defined(__AVX512F__)
+  // GCC 12 takes the general form apart, byte by byte.
+  const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(wide));
+#else
   VecByte v;
   std::memcpy(&v, from, sizeof(v));
   return __builtin_convertvector(v, Vec);
+#endif
 }
 
 // The first `count` numbers, and zeros.
