@@ -1,0 +1,180 @@
+"""The same work done by tpustream, llama.cpp and transformers, in turns, on the same cores and GGUF file.
+
+    python scripts/bench_peers.py --weights=int8
+    python scripts/bench_peers.py --peers=llama.cpp --llama_cpp=FOLDER --batches=8 --rounds=5
+    python scripts/bench_peers.py --peers=transformers --transformers_python=OTHER/bin/python
+
+Decode goes from --prompt tokens in every stream's cache to --prompt + --generate; prefill is one prompt
+of --prefill tokens. `steps` are our compiled steps alone, `engine` the whole engine while all its streams
+run. llama.cpp is found (--llama_cpp, PATH, the cache) or built once from its source archive on the
+Python package index; transformers runs in this interpreter or another one, and is left out where it is
+not installed. The last line is one JSON object with every figure.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from tpustream.bench.bandwidth import read_bandwidth
+from tpustream.bench.peers.llama_cpp import LlamaCpp
+from tpustream.bench.peers.llama_cpp_build import find_llama_cpp
+from tpustream.bench.peers.machine import cpu_name, keep_to_cores
+from tpustream.bench.peers.ours import Ours
+from tpustream.bench.peers.report import HEADER, engine_share, record, row
+from tpustream.bench.peers.transformers_peer import Transformers
+from tpustream.bench.peers.turns import compare, take_turns
+from tpustream.bench.peers.work import Peer, PeerMissing, Workload
+from tpustream.config import EngineConfig
+from tpustream.core.errors import ModelError
+from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
+from tpustream.runtime import enable_compile_cache
+from tpustream.weights.resolve import resolve_model
+
+PEERS = ("llama.cpp", "transformers")
+DISTURBING = 0.1  # cores that one side may lose to another program
+
+define_model_flag()
+define_engine_flags(ring_length=1024)
+_PEERS = flags.DEFINE_list("peers", list(PEERS), "Compare with these.")
+_LLAMA_CPP = flags.DEFINE_string("llama_cpp", None, "Folder with llama-bench and llama-batched-bench.")
+_TRANSFORMERS_PYTHON = flags.DEFINE_string(
+    "transformers_python", None, "Interpreter that has torch, transformers and gguf; else this one is tried."
+)
+_BATCHES = flags.DEFINE_list("batches", ["1", "8", "16"], "Streams that decode together; replaces --slots.")
+_PROMPT = flags.DEFINE_integer("prompt", 128, "Tokens in each cache before decode.", lower_bound=1)
+_GENERATE = flags.DEFINE_integer("generate", 128, "Tokens that each stream decodes.", lower_bound=2)
+_PREFILL = flags.DEFINE_integer("prefill", 512, "Tokens of the prefilled prompt; 0 for none.", lower_bound=0)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", 2, "Cores that every side may use.", lower_bound=1)
+_ENGINE = flags.DEFINE_bool("engine", True, "Measure the whole engine beside its compiled steps.")
+_COMPILE_CACHE = flags.DEFINE_bool("compile_cache", True, "Read and fill the persistent compile cache.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise ValueError(f"arguments: wanted flags alone, got {argv[1:]}")
+    config = engine_config_from_flags()
+    workloads = list(_workloads(config))
+    unknown = sorted(set(_PEERS.value) - set(PEERS))
+    if unknown or not _PEERS.value:
+        raise ValueError(f"peers: wanted some of {', '.join(PEERS)}, got {', '.join(unknown) or 'none'}")
+    keep_to_cores(_THREADS.value)
+    files = resolve_model(flags.FLAGS.model)
+    if files.format != "gguf":
+        raise ModelError(f"{files.name}: wanted a GGUF file, which every peer reads, got {files.format}")
+    peers, skipped = _open_peers(files.path)
+    try:
+        _measure(files, config, workloads, peers, skipped)
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def _workloads(config: EngineConfig) -> Iterator[Workload]:
+    """Prefill first, which needs no executable that decode of one stream does not need too."""
+    need = max(_PROMPT.value + _GENERATE.value, _PREFILL.value)
+    if need > config.ring_length:
+        raise ValueError(f"ring_length: wanted >= {need}, what a stream grows to, got {config.ring_length}")
+    if _GENERATE.value % config.fused_steps:
+        raise ValueError(
+            f"generate: wanted a multiple of fused_steps ({config.fused_steps}), got {_GENERATE.value}"
+        )
+    if _PREFILL.value:
+        yield Workload(kind="prefill", streams=1, prompt=0, tokens=_PREFILL.value)
+    for text in _BATCHES.value:
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"batches: wanted numbers >= 1 separated by commas, got {text!r}")
+        yield Workload(kind="decode", streams=int(text), prompt=_PROMPT.value, tokens=_GENERATE.value)
+
+
+def _open_peers(model: Path) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that this machine has, and why it lacks the others. Raises PeerError."""
+    peers: list[Peer] = []
+    skipped = {}
+    for name in PEERS:
+        if name not in _PEERS.value:
+            continue
+        try:
+            if name == "llama.cpp":
+                chosen = _LLAMA_CPP.value and Path(_LLAMA_CPP.value)
+                programs = find_llama_cpp(chosen, model, threads=_THREADS.value)
+                peers.append(LlamaCpp(programs, model, threads=_THREADS.value))
+            else:
+                chosen = _TRANSFORMERS_PYTHON.value and Path(_TRANSFORMERS_PYTHON.value)
+                peers.append(Transformers(model, threads=_THREADS.value, python=chosen))
+        except PeerMissing as missing:
+            skipped[name] = str(missing)
+            print(f"left out: {missing}", flush=True)
+    if not peers:
+        raise ValueError(f"peers: wanted at least one on this machine, got none: {skipped}")
+    return peers, skipped
+
+
+def _measure(files, config: EngineConfig, workloads, peers: list[Peer], skipped: dict[str, str]) -> None:
+    if _COMPILE_CACHE.value:
+        enable_compile_cache()
+    device = jax.devices()[0]
+    bandwidth = read_bandwidth(device)
+    print(f"{files.name} on {cpu_name()}, {_THREADS.value} threads; ours on {device.device_kind}")
+    print(f"memory bandwidth seen by a float32 matrix-vector product: {bandwidth / 1e9:.1f} GB/s")
+    for peer in peers:
+        print(f"{peer.name}: {json.dumps(peer.describe())}")
+    ours = Ours(files, config)
+    comparisons, our_cores, other_cores = [], 0.0, None
+    print(HEADER, flush=True)
+    for workload in workloads:
+        ours.prepare(workload)
+        sides = {"steps": ours.steps}
+        if _ENGINE.value and workload.kind == "decode":
+            sides["engine"] = ours.engine
+        measures = {peer.name: peer.measure for peer in peers}
+        turns = take_turns(workload, sides, measures, rounds=_ROUNDS.value)
+        our_cores = max(our_cores, turns.our_cores)
+        if turns.other_cores is not None:
+            other_cores = max(other_cores or 0.0, turns.other_cores)
+        for comparison in compare(turns):
+            comparisons.append(comparison)
+            print(row(comparison), flush=True)
+    ours.close()
+    share = engine_share(comparisons)
+    for workload, part in share.items():
+        print(f"the engine keeps {part:.0%} of the rate of its steps in {workload}")
+    if our_cores > DISTURBING:
+        print(f"WARNING: tpustream used {our_cores:.2f} cores while a peer worked, so the ratios flatter it")
+    if (other_cores or 0.0) > DISTURBING:
+        print(f"WARNING: other programs used {other_cores:.2f} cores meanwhile, so the ratios mean little")
+    settings = {name: getattr(config, name) for name in ("weights", "dtype", "ring_length", "fused_steps")}
+    line = {
+        "model": files.name,
+        "processor": cpu_name(),
+        "threads": _THREADS.value,
+        "platform": device.platform,
+        "jax": jax.__version__,
+        "bandwidth_bytes_per_second": bandwidth,
+        **settings,
+        "peers": {peer.name: peer.describe() for peer in peers},
+        "skipped": skipped,
+        "our_cores_while_peers_worked": our_cores,
+        "other_cores_while_ours_worked": other_cores,
+        "engine_share_of_steps": share,
+        "comparisons": [record(comparison) for comparison in comparisons],
+    }
+    print(json.dumps(line))
+
+
+def checked(argv: list[str]) -> int:
+    """One clear line for an error of the user's, no traceback."""
+    try:
+        main(argv)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(checked)
