@@ -13,7 +13,7 @@ not installed. The last line is one JSON object with every figure.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,12 +27,12 @@ from tpustream.bench.peers.ours import Ours
 from tpustream.bench.peers.report import HEADER, engine_share, record, row
 from tpustream.bench.peers.transformers_peer import Transformers
 from tpustream.bench.peers.turns import compare, take_turns
-from tpustream.bench.peers.work import Peer, PeerMissing, Workload
+from tpustream.bench.peers.work import Peer, PeerMissing, Workload, plan
 from tpustream.config import EngineConfig
 from tpustream.core.errors import ModelError
 from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
 from tpustream.runtime import enable_compile_cache
-from tpustream.weights.resolve import resolve_model
+from tpustream.weights.resolve import ModelFiles, resolve_model
 
 PEERS = ("llama.cpp", "transformers")
 DISTURBING = 0.1  # cores that one side may lose to another program
@@ -58,7 +58,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"arguments: wanted flags alone, got {argv[1:]}")
     config = engine_config_from_flags()
-    workloads = list(_workloads(config))
+    workloads = plan(
+        batches=_BATCHES.value,
+        prompt=_PROMPT.value,
+        generate=_GENERATE.value,
+        prefill=_PREFILL.value,
+        ring_length=config.ring_length,
+        fused_steps=config.fused_steps,
+    )
     unknown = sorted(set(_PEERS.value) - set(PEERS))
     if unknown or not _PEERS.value:
         raise ValueError(f"peers: wanted some of {', '.join(PEERS)}, got {', '.join(unknown) or 'none'}")
@@ -72,23 +79,6 @@ def main(argv: list[str]) -> None:
     finally:
         for peer in peers:
             peer.close()
-
-
-def _workloads(config: EngineConfig) -> Iterator[Workload]:
-    """Prefill first, which needs no executable that decode of one stream does not need too."""
-    need = max(_PROMPT.value + _GENERATE.value, _PREFILL.value)
-    if need > config.ring_length:
-        raise ValueError(f"ring_length: wanted >= {need}, what a stream grows to, got {config.ring_length}")
-    if _GENERATE.value % config.fused_steps:
-        raise ValueError(
-            f"generate: wanted a multiple of fused_steps ({config.fused_steps}), got {_GENERATE.value}"
-        )
-    if _PREFILL.value:
-        yield Workload(kind="prefill", streams=1, prompt=0, tokens=_PREFILL.value)
-    for text in _BATCHES.value:
-        if not text.isdecimal() or int(text) < 1:
-            raise ValueError(f"batches: wanted numbers >= 1 separated by commas, got {text!r}")
-        yield Workload(kind="decode", streams=int(text), prompt=_PROMPT.value, tokens=_GENERATE.value)
 
 
 def _open_peers(model: Path) -> tuple[list[Peer], dict[str, str]]:
@@ -114,7 +104,13 @@ def _open_peers(model: Path) -> tuple[list[Peer], dict[str, str]]:
     return peers, skipped
 
 
-def _measure(files, config: EngineConfig, workloads, peers: list[Peer], skipped: dict[str, str]) -> None:
+def _measure(
+    files: ModelFiles,
+    config: EngineConfig,
+    workloads: Sequence[Workload],
+    peers: Sequence[Peer],
+    skipped: dict[str, str],
+) -> None:
     if _COMPILE_CACHE.value:
         enable_compile_cache()
     device = jax.devices()[0]

@@ -1,6 +1,7 @@
 """What is measured, and what measures it. Knows no engine."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 
@@ -32,6 +33,25 @@ class Workload:
     def name(self) -> str:
         """What reports call it; targets go by it."""
         return f"prefill {self.tokens}" if self.kind == "prefill" else f"decode {self.streams}"
+
+
+def plan(
+    *, batches: Sequence[str], prompt: int, generate: int, prefill: int, ring_length: int, fused_steps: int
+) -> list[Workload]:
+    """The workloads that the flags of these names spell, prefill first: it needs what decode of one
+    stream needs. Raises ValueError that names the flag.
+    """
+    longest = max(prompt + generate, prefill)
+    if longest > ring_length:
+        raise ValueError(f"ring_length: wanted >= {longest}, what a stream grows to, got {ring_length}")
+    if generate % fused_steps:
+        raise ValueError(f"generate: wanted a multiple of fused_steps ({fused_steps}), got {generate}")
+    for text in batches:
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"batches: wanted numbers >= 1 separated by commas, got {text!r}")
+    first = [Workload(kind="prefill", streams=1, prompt=0, tokens=prefill)] if prefill else []
+    decodes = (Workload(kind="decode", streams=int(n), prompt=prompt, tokens=generate) for n in batches)
+    return [*first, *decodes]
 
 
 class Peer(Protocol):
