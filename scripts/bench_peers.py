@@ -26,7 +26,7 @@ from tpustream.bench.peers.machine import cpu_name, keep_to_cores
 from tpustream.bench.peers.ours import Ours
 from tpustream.bench.peers.report import HEADER, engine_share, record, row
 from tpustream.bench.peers.transformers_peer import Transformers
-from tpustream.bench.peers.turns import compare, take_turns
+from tpustream.bench.peers.turns import DISTURBING, compare, take_turns
 from tpustream.bench.peers.work import Peer, PeerMissing, Workload, plan
 from tpustream.config import EngineConfig
 from tpustream.core.errors import ModelError
@@ -35,7 +35,6 @@ from tpustream.runtime import enable_compile_cache
 from tpustream.weights.resolve import ModelFiles, resolve_model
 
 PEERS = ("llama.cpp", "transformers")
-DISTURBING = 0.1  # cores that one side may lose to another program
 
 define_model_flag()
 define_engine_flags(ring_length=1024)
@@ -140,9 +139,9 @@ def _measure(
     for workload, part in share.items():
         print(f"the engine keeps {part:.0%} of the rate of its steps in {workload}")
     if our_cores > DISTURBING:
-        print(f"WARNING: tpustream used {our_cores:.2f} cores while a peer worked, so the ratios flatter it")
+        print(f"WARNING: tpustream used {our_cores:.2f} cores in the turns of its peers")
     if (other_cores or 0.0) > DISTURBING:
-        print(f"WARNING: other programs used {other_cores:.2f} cores meanwhile, so the ratios mean little")
+        print(f"WARNING: other programs used {other_cores:.2f} cores: compare again on an idle machine")
     settings = {name: getattr(config, name) for name in ("weights", "dtype", "ring_length", "fused_steps")}
     line = {
         "model": files.name,

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.tiny import SMALL_ENGINE, generate, request, tiny_engine, tiny_files
+from tests.tiny import SMALL_ENGINE, request, tiny_files
 from tpustream.bench.peers.ours import Ours, stream_times, together_rate
 from tpustream.bench.peers.work import Workload
+from tpustream.core.request import FinishReason, TokenEvent
 
 
 def test_together_rate_counts_what_ran_together():
@@ -15,24 +16,35 @@ def test_together_rate_counts_what_ran_together():
         together_rate([[1.0, 2.0], [2.0, 3.0]])
 
 
-def test_streams_of_full_length():
-    """Every token of every stream has its time; a stream that ends early is no measurement."""
-    engine = tiny_engine()
-    try:
-        times = stream_times(engine, [request([3, 5], "a"), request([4], "b", max_tokens=5)])
-        assert [len(stream) for stream in times] == [8, 5]
-        assert all(stream == sorted(stream) for stream in times)
-        first = stream_times(engine, [request([3, 5], "c", max_tokens=1)])
-        assert len(first[0]) == 1
-        second = generate(engine, request([3]))[1]
-        with pytest.raises(ValueError, match="wanted streams of full length"):
-            stream_times(engine, [request([3], "d", stop_token_ids=(second,))])
-    finally:
-        engine.stop()
+class ScriptedEngine:
+    """Answers each request at once with as many tokens as asked, and this end."""
+
+    def __init__(self, finish, error=None):
+        self.finish, self.error = finish, error
+
+    def submit(self, request, sink):
+        for token in range(request.sampling.max_tokens - 1):
+            sink(TokenEvent(token=token))
+        sink(TokenEvent(token=7 if self.error is None else None, finish=self.finish, error=self.error))
+
+
+def test_every_token_of_every_stream_has_its_time():
+    """The token that comes with the end counts too."""
+    wanted = [request([3, 5], "a"), request([4], "b", max_tokens=5)]
+    times = stream_times(ScriptedEngine(FinishReason.LENGTH), wanted)
+    assert [len(stream) for stream in times] == [8, 5]
+    assert all(stream == sorted(stream) for stream in times)
+
+
+@pytest.mark.parametrize(("finish", "error"), [(FinishReason.STOP, None), (FinishReason.ERROR, "NaN")])
+def test_a_stream_that_ends_early_is_no_measurement(finish, error):
+    """Less work in the same time would look slow, or fast; the reason is shown instead."""
+    with pytest.raises(ValueError, match=f"wanted streams of full length, got .*{error}"):
+        stream_times(ScriptedEngine(finish, error), [request([3])])
 
 
 def test_both_sides_of_one_model():
-    """Steps and engine work with the same executables, and change of streams compiles anew."""
+    """Steps and engine work with the same executables; a stream never grows over its ring."""
     ours = Ours(tiny_files(), SMALL_ENGINE, quiet=True)
     decode = Workload(kind="decode", streams=2, prompt=3, tokens=32)
     assert ours.steps(decode) > 0

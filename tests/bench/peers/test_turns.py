@@ -1,5 +1,6 @@
 """Turns, ratios, targets, and the lines that show them; peers are functions with known rates."""
 
+import dataclasses
 import os
 
 import pytest
@@ -38,8 +39,10 @@ def calls():
 
 @pytest.fixture
 def turns(calls):
+    """On a machine that nobody else uses."""
     ours, peers = sides(calls, "steps", "engine"), sides(calls, "llama.cpp", "transformers")
-    return take_turns(EIGHT, ours, peers, rounds=3)
+    taken = take_turns(EIGHT, ours, peers, rounds=3)
+    return dataclasses.replace(taken, our_cores=0.01, other_cores=0.02)
 
 
 def test_sides_take_turns(turns, calls):
@@ -83,6 +86,17 @@ def test_lines_and_records(turns):
     assert (saved["rounds"], saved["peer_rounds"]) == (RATES["engine"], RATES["llama.cpp"])
     assert (saved["ratio"], saved["target"], saved["met"]) == (1.0, 2.0, False)
     assert engine_share(lines) == {"decode 8": 40 / 80}
+
+
+@pytest.mark.parametrize("whose", ["our_cores", "other_cores"])
+def test_a_disturbed_ratio_meets_no_target(turns, whose):
+    """Where the machine was shared the ratio is shown, but nothing is claimed of it."""
+    line = compare(dataclasses.replace(turns, **{whose: 0.2}))[0]
+    assert (line.ratio, line.met) == (2.0, None)
+    assert row(line).endswith("2.0  disturbed")
+    assert record(line)["disturbed"]
+    unknown = compare(dataclasses.replace(turns, other_cores=None))[0]
+    assert unknown.met
 
 
 def test_who_else_used_the_processor(monkeypatch):

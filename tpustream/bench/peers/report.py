@@ -13,6 +13,7 @@ HEADER = _ROW.format("peer", "workload", "ours", "tok/s", "peer tok/s", "ratio",
 def row(comparison: Comparison) -> str:
     """One line of the table; medians, and the ratios of the worst and best round."""
     target = "" if comparison.target is None else f"{comparison.target:.1f}"
+    verdict = {None: "", True: "met", False: "not met"}[comparison.met]
     return _ROW.format(
         comparison.peer,
         comparison.workload.name,
@@ -22,7 +23,7 @@ def row(comparison: Comparison) -> str:
         f"{comparison.ratio:.2f}",
         f"{comparison.lowest:.2f}..{comparison.highest:.2f}",
         target,
-        {None: "", True: "met", False: "not met"}[comparison.met],
+        "disturbed" if comparison.disturbed else verdict,
     ).rstrip()
 
 
@@ -58,4 +59,5 @@ def record(comparison: Comparison) -> dict[str, Any]:
         "highest_ratio": comparison.highest,
         "target": comparison.target,
         "met": comparison.met,
+        "disturbed": comparison.disturbed,
     }

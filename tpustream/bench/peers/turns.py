@@ -20,6 +20,10 @@ TARGETS = {
 }
 """(peer, workload) -> least ratio that this project wants."""
 
+DISTURBING = 0.1
+"""Cores of other programs, or ours in a peer's turn, from which a ratio says nothing: llama.cpp's threads
+wait for each other by spinning, and lose a factor of fifty where a third thread wants one of two cores."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turns:
@@ -39,6 +43,11 @@ class Turns:
     our_cores: float
     other_cores: float | None
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether the sides did not have the machine to themselves."""
+        return max(self.our_cores, self.other_cores or 0.0) > DISTURBING
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -50,6 +59,7 @@ class Comparison:
       ratio: of the medians.
       lowest, highest: ratio within a round.
       target: least ratio wanted; None where there is none.
+      disturbed: as in Turns.
     """
 
     workload: Workload
@@ -61,11 +71,12 @@ class Comparison:
     lowest: float
     highest: float
     target: float | None
+    disturbed: bool
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is reached."""
-        return None if self.target is None else self.ratio >= self.target
+        """Whether the target is reached; None where there is none, or no telling."""
+        return None if self.target is None or self.disturbed else self.ratio >= self.target
 
 
 @dataclasses.dataclass
@@ -125,6 +136,7 @@ def compare(turns: Turns) -> list[Comparison]:
                 lowest=min(ratios),
                 highest=max(ratios),
                 target=TARGETS.get((peer, turns.workload.name)),
+                disturbed=turns.disturbed,
             )
             out.append(comparison)
     return out
