@@ -11,6 +11,7 @@ Python package index; transformers runs in this interpreter or another one, and 
 not installed. The last line is one JSON object with every figure.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from tpustream.bench.peers.machine import cpu_name, keep_to_cores
 from tpustream.bench.peers.ours import Ours
 from tpustream.bench.peers.report import HEADER, engine_share, record, row
 from tpustream.bench.peers.transformers_peer import Transformers
-from tpustream.bench.peers.turns import DISTURBING, compare, take_turns
+from tpustream.bench.peers.turns import DISTURBING, Turns, compare, take_turns
 from tpustream.bench.peers.work import Peer, PeerMissing, Workload, plan
 from tpustream.config import EngineConfig
 from tpustream.core.errors import ModelError
@@ -54,9 +55,13 @@ _COMPILE_CACHE = flags.DEFINE_bool("compile_cache", True, "Read and fill the per
 
 
 def main(argv: list[str]) -> None:
+    """Find the peers, then compare. Raises ValueError for what the user can mend."""
     if len(argv) > 1:
         raise ValueError(f"arguments: wanted flags alone, got {argv[1:]}")
     config = engine_config_from_flags()
+    unknown = sorted(set(_PEERS.value) - set(PEERS))
+    if unknown or not _PEERS.value:
+        raise ValueError(f"peers: wanted some of {', '.join(PEERS)}, got {', '.join(unknown) or 'none'}")
     workloads = plan(
         batches=_BATCHES.value,
         prompt=_PROMPT.value,
@@ -65,19 +70,15 @@ def main(argv: list[str]) -> None:
         ring_length=config.ring_length,
         fused_steps=config.fused_steps,
     )
-    unknown = sorted(set(_PEERS.value) - set(PEERS))
-    if unknown or not _PEERS.value:
-        raise ValueError(f"peers: wanted some of {', '.join(PEERS)}, got {', '.join(unknown) or 'none'}")
     keep_to_cores(_THREADS.value)
     files = resolve_model(flags.FLAGS.model)
     if files.format != "gguf":
         raise ModelError(f"{files.name}: wanted a GGUF file, which every peer reads, got {files.format}")
     peers, skipped = _open_peers(files.path)
-    try:
-        _measure(files, config, workloads, peers, skipped)
-    finally:
+    with contextlib.ExitStack() as opened:
         for peer in peers:
-            peer.close()
+            opened.enter_context(contextlib.closing(peer))
+        _compare(files, config, workloads, peers, skipped)
 
 
 def _open_peers(model: Path) -> tuple[list[Peer], dict[str, str]]:
@@ -103,13 +104,14 @@ def _open_peers(model: Path) -> tuple[list[Peer], dict[str, str]]:
     return peers, skipped
 
 
-def _measure(
+def _compare(
     files: ModelFiles,
     config: EngineConfig,
     workloads: Sequence[Workload],
     peers: Sequence[Peer],
     skipped: dict[str, str],
 ) -> None:
+    """Measure and print everything."""
     if _COMPILE_CACHE.value:
         enable_compile_cache()
     device = jax.devices()[0]
@@ -118,26 +120,15 @@ def _measure(
     print(f"memory bandwidth seen by a float32 matrix-vector product: {bandwidth / 1e9:.1f} GB/s")
     for peer in peers:
         print(f"{peer.name}: {json.dumps(peer.describe())}")
-    ours = Ours(files, config)
-    comparisons, our_cores, other_cores = [], 0.0, None
-    print(HEADER, flush=True)
-    for workload in workloads:
-        ours.prepare(workload)
-        sides = {"steps": ours.steps}
-        if _ENGINE.value and workload.kind == "decode":
-            sides["engine"] = ours.engine
-        measures = {peer.name: peer.measure for peer in peers}
-        turns = take_turns(workload, sides, measures, rounds=_ROUNDS.value)
-        our_cores = max(our_cores, turns.our_cores)
-        if turns.other_cores is not None:
-            other_cores = max(other_cores or 0.0, turns.other_cores)
-        for comparison in compare(turns):
-            comparisons.append(comparison)
-            print(row(comparison), flush=True)
-    ours.close()
+    with contextlib.closing(Ours(files, config)) as ours:
+        print(HEADER, flush=True)
+        taken = [_take_turns(ours, peers, workload) for workload in workloads]
+    comparisons = [comparison for turns in taken for comparison in compare(turns)]
     share = engine_share(comparisons)
     for workload, part in share.items():
         print(f"the engine keeps {part:.0%} of the rate of its steps in {workload}")
+    our_cores = max(turns.our_cores for turns in taken)
+    other_cores = max((turns.other_cores for turns in taken if turns.other_cores is not None), default=None)
     if our_cores > DISTURBING:
         print(f"WARNING: tpustream used {our_cores:.2f} cores in the turns of its peers")
     if (other_cores or 0.0) > DISTURBING:
@@ -159,6 +150,18 @@ def _measure(
         "comparisons": [record(comparison) for comparison in comparisons],
     }
     print(json.dumps(line))
+
+
+def _take_turns(ours: Ours, peers: Sequence[Peer], workload: Workload) -> Turns:
+    """All rounds of one workload; prints its rows."""
+    ours.prepare(workload)
+    sides = {"steps": ours.steps}
+    if _ENGINE.value and workload.kind == "decode":
+        sides["engine"] = ours.engine
+    turns = take_turns(workload, sides, {peer.name: peer.measure for peer in peers}, rounds=_ROUNDS.value)
+    for comparison in compare(turns):
+        print(row(comparison), flush=True)
+    return turns
 
 
 def checked(argv: list[str]) -> int:

@@ -13,9 +13,10 @@ from tpustream.bench.decode import time_generation, time_prefill
 from tpustream.bench.peers.work import Workload
 from tpustream.config import EngineConfig
 from tpustream.core.request import FinishReason, Request, SamplingParams, TokenEvent
-from tpustream.engine.compile import compile_steps
+from tpustream.engine.compile import CompiledSteps, compile_steps
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
 from tpustream.engine.engine import Engine
+from tpustream.engine.placer import Placer
 from tpustream.runtime import compile_progress, load_weights, make_placer
 from tpustream.weights.resolve import ModelFiles
 
@@ -37,6 +38,8 @@ class Ours:
         self._quiet = quiet
         self._weights = load_weights(files, make_placer(files.config, config), quiet=quiet)
         self._slots: int | None = None
+        self._placer: Placer | None = None
+        self._steps: CompiledSteps | None = None
         self._engine: Engine | None = None
         self._requests = 0
 
