@@ -16,7 +16,7 @@ from tpustream.config import ModelConfig
 from tpustream.weights.export_gguf import save_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ModelConfig(name="small", num_layers=2, embed_dim=26, ffw_dim=38, num_heads=6, num_kv_heads=2,
+CONFIG = ModelConfig(name="small", num_layers=1, embed_dim=26, ffw_dim=38, num_heads=6, num_kv_heads=2,
                      head_dim=10, vocab_size=47, context_length=64)  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def bench(*flags) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env={**environment, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -47,7 +47,7 @@ def bench(*flags) -> subprocess.CompletedProcess:
 def test_a_whole_run(model, tmp_path):
     """Table and JSON line agree, and every side has every round."""
     flags = "--peers=llama.cpp --batches=3 --prompt=3 --generate=32 --prefill=40 --ring_length=64 --rounds=2"
-    flags += " --threads=1 --nocompile_cache --prefill_chunk=64"
+    flags += " --threads=1 --nocompile_cache --prefill_chunk=16"
     folder = llama_cpp_folder(tmp_path / "llama.cpp")
     done = bench(*flags.split(), f"--model={model}", f"--llama_cpp={folder}")
     assert done.returncode == 0, done.stderr
