@@ -12,6 +12,7 @@ not installed. The last line is one JSON object with every figure.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -133,7 +134,6 @@ def _compare(
         print(f"WARNING: tpustream used {our_cores:.2f} cores in the turns of its peers")
     if (other_cores or 0.0) > DISTURBING:
         print(f"WARNING: other programs used {other_cores:.2f} cores: compare again on an idle machine")
-    settings = {name: getattr(config, name) for name in ("weights", "dtype", "ring_length", "fused_steps")}
     line = {
         "model": files.name,
         "processor": cpu_name(),
@@ -141,7 +141,7 @@ def _compare(
         "platform": device.platform,
         "jax": jax.__version__,
         "bandwidth_bytes_per_second": bandwidth,
-        **settings,
+        "engine": dataclasses.asdict(config),
         "peers": {peer.name: peer.describe() for peer in peers},
         "skipped": skipped,
         "our_cores_while_peers_worked": our_cores,
