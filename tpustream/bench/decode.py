@@ -88,6 +88,38 @@ def time_decode(
         )
 
 
+def time_generation(
+    placer: Placer, weights: Weights, steps: CompiledSteps, *, prompt: int, tokens: int
+) -> float:
+    """Seconds in which every slot grows from `prompt` to `prompt + tokens` tokens, greedily.
+
+    As in the engine, a dispatch is read on the host while the next one runs.
+
+    Raises ValueError where `tokens` are no whole dispatches, do not fit in the ring, or where a slot
+    ended on the way, so that less was done than was timed.
+    """
+    fused, ring = placer.engine.fused_steps, placer.engine.ring_length
+    if tokens % fused:
+        raise ValueError(f"tokens: wanted a multiple of fused_steps ({fused}), got {tokens}")
+    if prompt + tokens > ring:
+        raise ValueError(f"ring_length: wanted at least {prompt} + {tokens} tokens, got {ring}")
+    state = _busy(placer, steps.initial_state(), prompt)
+    jax.block_until_ready(state)
+    before = None
+    start = time.perf_counter()
+    for _ in range(tokens // fused):
+        state, packed = steps.decode(weights, state)
+        packed.copy_to_host_async()
+        if before is not None:
+            np.asarray(before)
+        before = packed
+    np.asarray(before)
+    seconds = time.perf_counter() - start
+    if not np.asarray(state.active).all():
+        raise ValueError("decode: wanted every slot to run to the end, got one whose logits are not finite")
+    return seconds
+
+
 def time_prefill(
     placer: Placer, weights: Weights, steps: CompiledSteps, lengths: Sequence[int], *, repeats: int
 ) -> dict[int, float]:
@@ -120,7 +152,7 @@ def describe_state(placer: Placer) -> dict[str, int]:
 
 
 def _busy(placer: Placer, state: DecodeState, context: int) -> DecodeState:
-    """Every slot active, with `context` tokens behind it."""
+    """Every slot active, with `context` tokens behind it. Its steps are below 0: a token queue drops them."""
 
     def full(leaf: jax.Array, value) -> jax.Array:
         return jax.device_put(jnp.full(leaf.shape, value, leaf.dtype), leaf.sharding)
@@ -130,4 +162,5 @@ def _busy(placer: Placer, state: DecodeState, context: int) -> DecodeState:
         cache=dataclasses.replace(state.cache, length=full(state.cache.length, context)),
         active=full(state.active, True),
         remaining=full(state.remaining, UNTIL_FAR),
+        step=full(state.step, -UNTIL_FAR),
     )
