@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,20 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """absl's app.run, without jax's notes (INFO) of backends that this machine does not have."""
     logging.getLogger("jax").setLevel(logging.WARNING)
     app.run(main)
+
+
+def run_checked(main: Callable[[Sequence[str]], None]) -> None:
+    """`run_command` with one clear line for an error of the user's (ValueError), and no traceback."""
+
+    def checked(argv: Sequence[str]) -> int:
+        try:
+            main(argv)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    run_command(checked)
 
 
 def define_model_flag(default: str | None = DEFAULT_MODEL) -> None:
