@@ -190,7 +190,7 @@ class Engine:
         return True
 
     def _iterate(self, state: DecodeState) -> DecodeState:
-        """Idle what ended, one chunk of one prompt, one dispatch of decode."""
+        """Idle what ended, one call of prefill, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
             event = TokenEvent(finish=FinishReason.ERROR, error=expired.message)
             self._router.close(expired.request.id, event)
@@ -204,8 +204,8 @@ class Engine:
             self._prefiller.add(placement)
         if self._prefiller.busy:
             # Without decode nothing else holds the loop back, and a cancel must find little in flight.
-            whole = self._prefiller.advance(wait=not self._decoding)
-            state = state if whole is None else self._insert(whole, state)
+            for whole in self._prefiller.advance(wait=not self._decoding):
+                state = self._insert(whole, state)
         if self._decoding:
             self._tokens.reserve()
             state, packed = self._steps.decode(self._weights, state)
@@ -218,7 +218,7 @@ class Engine:
         self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
         self._decoding.add((placement.slot, placement.epoch))
         arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
-        return self._steps.insert(whole.prefix, state, arrays)
+        return self._steps.insert(whole.prefix, whole.first, state, arrays)
 
     def _fail(self, error: BaseException) -> None:
         message = f"the engine failed: {type(error).__name__}: {error}"

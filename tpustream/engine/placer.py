@@ -110,9 +110,9 @@ class Placer:
             sampling=sampling,
         )
 
-    def tokens(self, length: int) -> jax.ShapeDtypeStruct:
-        """Token ids, i32[length]."""
-        return self._whole(jax.ShapeDtypeStruct((length,), jnp.int32))
+    def tokens(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """Token ids, i32[*shape]."""
+        return self._whole(jax.ShapeDtypeStruct(shape, jnp.int32))
 
     def scalar(self) -> jax.ShapeDtypeStruct:
         """A number, i32[]."""
