@@ -16,12 +16,13 @@ from tests.tiny import TINY, collect, family, request, submit, tiny_engine, tiny
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.plan import Placement
 from tpustream.core.request import FinishReason, Request
-from tpustream.engine import steps, weight_forms
+from tpustream.engine import steps
 from tpustream.engine.admission import admission
 from tpustream.engine.engine import Engine
 from tpustream.engine.packed_prefill import prefill_packed
 from tpustream.engine.packing_check import keep_exact_packs
 from tpustream.engine.state import Prefix, Weights, empty_prefix, empty_state
+from tpustream.ops.cpu import build
 from tpustream.runtime import load_weights, make_placer
 
 CONFIG = EngineConfig(slots=8, ring_length=128, emitter="transfer")  # calls of 4 x 32 and 2 x 64
@@ -170,28 +171,30 @@ def test_a_call_that_gives_other_bits_is_not_used(engine, caplog):
     assert "prompts of up to 32 tokens are prefilled one by one" in caplog.text
 
 
-_pack = jax.jit(prefill_packed, static_argnums=0)
+_pack = jax.jit(prefill_packed, static_argnums=0, static_argnames="attention")
 _insert = jax.jit(steps.insert, static_argnums=(0, 1))
 _next_logits = jax.jit(steps.next_logits, static_argnums=(0, 1))
 
 
-def _packed(model: ModelConfig, weights: Weights, tokens: np.ndarray) -> tuple[Prefix, tuple]:
-    """Prompts [S, T] side by side."""
-    return _pack(model, weights, empty_prefix(model, tokens.size, jnp.float32), tokens)
+def _packed(model: ModelConfig, weights: Weights, tokens: np.ndarray, **options) -> tuple[Prefix, tuple]:
+    """Prompts [S, T] side by side, all tokens counting."""
+    counts = np.full(len(tokens), tokens.shape[1], np.int32)
+    return _pack(model, weights, empty_prefix(model, tokens.size, jnp.float32), tokens, counts, **options)
 
 
-@pytest.mark.parametrize("form", ["float32", "int8 kernel", "int8 in XLA"])
-def test_bits_are_those_of_a_prompt_alone(form, monkeypatch):
-    """Keys and values of every layer, for each way to hold weights, beside any other prompts."""
-    if form == "int8 in XLA":
-        monkeypatch.setattr(weight_forms, "use_cpu_kernel", lambda *_, **__: False)
-    config = EngineConfig(weights="full" if form == "float32" else "int8")
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain XLA"])
+@pytest.mark.parametrize("form", ["full", "int8"])
+def test_bits_are_those_of_a_prompt_alone(form, kernels, monkeypatch):
+    """Keys and values of every layer, however weights are held and attended with, beside any others."""
+    if not kernels:
+        monkeypatch.setattr(build, "usable", lambda *_, **__: False)
+    config = EngineConfig(weights=form)
     placer = make_placer(TINY, config, jax.devices()[:1])
     weights = load_weights(tiny_files(), placer, quiet=True)
-    fill = jax.jit(functools.partial(steps.prefill, TINY, past=0))
+    fill = jax.jit(functools.partial(steps.prefill, TINY, past=0, attention=placer.attention))
     for bucket, prompts in config.packs.items():
         tokens = np.random.default_rng(2).integers(0, TINY.vocab_size, (prompts, bucket)).astype(np.int32)
-        packed, _ = _packed(TINY, weights, tokens)
+        packed, _ = _packed(TINY, weights, tokens, attention=placer.attention)
         for index, prompt in enumerate(tokens):
             alone, _ = fill(weights, empty_prefix(TINY, bucket, jnp.float32), prompt, np.int32(bucket))
             here = slice(index * bucket, (index + 1) * bucket)

@@ -29,13 +29,14 @@ class CompiledSteps:
     Attributes:
       prefill: (bucket, past) -> (weights, prefix, tokens i32[bucket], count i32[]) -> (prefix, length);
         the prefix is donated.
-      prefill_packed: bucket -> (weights, prefix, tokens i32[prompts, bucket]) -> (prefix, finite of each);
-        the prefix is donated.
+      prefill_packed: bucket -> (weights, prefix, tokens i32[prompts, bucket], counts i32[prompts]) ->
+        (prefix, finite of each); the prefix is donated.
       insert: (prefix, first i32[], state, admission) -> state; the state is donated, the prefix may be
         used again.
       save: (prefix, start) -> PrefixBlock of the chunk at `start`.
       restore: (prefix, block) -> prefix; the prefix is donated.
-      decode: (weights, state) -> (state, i32[n, B, C]); the state is donated.
+      decode: (weights, state, count i32[]) -> (state, i32[fused_steps, B, C]), of which the first `count`
+        steps mean something; the state is donated.
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
@@ -73,8 +74,10 @@ def lower_steps(
     def emit_whole(packed):
         emit(jax.lax.with_sharding_constraint(packed, placer.replicated))
 
-    decode = functools.partial(steps.decode, model, engine, emit=emit and emit_whole)
-    yield "decode", lowered(decode, (weights, state), donate=1, out=(of_state, placer.replicated))
+    decode = functools.partial(
+        steps.decode, model, engine, attention=placer.attention, emit=emit and emit_whole
+    )
+    yield "decode", lowered(decode, (weights, state, scalar), donate=1, out=(of_state, placer.replicated))
     insert = functools.partial(steps.insert, model, engine)
     yield "insert", lowered(insert, (prefix, scalar, state, placer.admission()), donate=2, out=of_state)
     yield "release", lowered(steps.release, (state, scalar, scalar), donate=0, out=of_state)
@@ -87,14 +90,15 @@ def lower_steps(
     yield "save", lowered(save, (prefix, scalar), out=of_block)
     yield "restore", lowered(steps.restore_block, (prefix, block), donate=0, out=of_prefix)
     for bucket in engine.buckets:
-        for past in engine.pasts:
-            fill = functools.partial(steps.prefill, model, past=past)
+        for past in sorted(set(map(placer.read_past, engine.pasts))):
+            fill = functools.partial(steps.prefill, model, past=past, attention=placer.attention)
             arguments = (weights, prefix, placer.tokens(bucket), scalar)
             name = prefill_name(bucket, past)
             yield name, lowered(fill, arguments, donate=1, out=(of_prefix, placer.replicated))
     for bucket, prompts in engine.packs.items():
-        fill = functools.partial(prefill_packed, model)
-        arguments, flags = (weights, prefix, placer.tokens(prompts, bucket)), (placer.replicated,) * prompts
+        fill = functools.partial(prefill_packed, model, attention=placer.attention)
+        arguments = (weights, prefix, placer.tokens(prompts, bucket), placer.tokens(prompts))
+        flags = (placer.replicated,) * prompts
         yield packed_name(bucket, prompts), lowered(fill, arguments, donate=1, out=(of_prefix, flags))
 
 
@@ -133,7 +137,11 @@ def compile_steps(
     seconds = {name: elapsed for name, (_, elapsed) in results.items()}
     engine = placer.engine
     return CompiledSteps(
-        prefill={(b, p): compiled[prefill_name(b, p)] for b in engine.buckets for p in engine.pasts},
+        prefill={
+            (b, p): compiled[prefill_name(b, placer.read_past(p))]
+            for b in engine.buckets
+            for p in engine.pasts
+        },
         prefill_packed={b: compiled[packed_name(b, prompts)] for b, prompts in engine.packs.items()},
         insert=compiled["insert"],
         save=compiled["save"],

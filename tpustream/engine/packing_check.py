@@ -30,7 +30,8 @@ def keep_exact_packs(
         prefix = dataclasses.replace(prefix, length=np.int32(0))
         prefix, _ = steps.prefill[bucket, 0](weights, prefix, tokens, np.int32(bucket))
         alone = jax.device_get(steps.save(prefix, np.int32(0)))
-        prefix, _ = steps.prefill_packed[bucket](weights, prefix, np.tile(tokens, (prompts, 1)))
+        side_by_side = (np.tile(tokens, (prompts, 1)), np.full(prompts, bucket, np.int32))
+        prefix, _ = steps.prefill_packed[bucket](weights, prefix, *side_by_side)
         packed = jax.device_get(steps.save(prefix, np.int32(0)))
         if all(_same_bits(alone, packed, bucket, prompt * bucket) for prompt in range(prompts)):
             exact[bucket] = steps.prefill_packed[bucket]

@@ -131,17 +131,17 @@ class Prefiller:
         # No look into the cache: it keeps full chunks, and these prompts are shorter.
         bucket = jobs[0].whole_in
         tokens = np.zeros((self._config.packs[bucket], bucket), np.int32)
-        for row, job in zip(tokens, jobs, strict=False):
-            row[:] = job.chunks[0].tokens()
-        self._prefix, finite = self._steps.prefill_packed[bucket](self._weights, self._prefix, tokens)
+        counts = np.zeros(len(tokens), np.int32)
+        for index, job in enumerate(jobs):
+            tokens[index], counts[index] = job.chunks[0].tokens(), job.chunks[0].count
+        fill = self._steps.prefill_packed[bucket]
+        self._prefix, finite = fill(self._weights, self._prefix, tokens, counts)
         if wait:
             jax.block_until_ready(finite)
         out = []
         for index, job in enumerate(jobs):
             self._jobs.popleft()
-            prefix = dataclasses.replace(
-                self._prefix, length=np.int32(job.chunks[0].count), finite=finite[index]
-            )
+            prefix = dataclasses.replace(self._prefix, length=counts[index], finite=finite[index])
             first = np.int32(index * bucket)
             out.append(WholePrefix(placement=job.placement, prefix=prefix, first=first, cached_tokens=0))
         return out
