@@ -108,7 +108,7 @@ def time_generation(
     before = None
     start = time.perf_counter()
     for _ in range(tokens // fused):
-        state, packed = steps.decode(weights, state)
+        state, packed = steps.decode(weights, state, np.int32(fused))
         packed.copy_to_host_async()
         if before is not None:
             np.asarray(before)
