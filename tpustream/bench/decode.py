@@ -137,7 +137,7 @@ def time_prefill(
             for chunk in chunks:
                 fill = steps.prefill[chunk.bucket, chunk.past]
                 prefix, _ = fill(weights, prefix, chunk.tokens(), np.int32(chunk.count))
-            state = steps.insert(prefix, state, arrays)
+            state = steps.insert(prefix, np.int32(0), state, arrays)
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - start)
         out[length] = 1e3 * statistics.median(seconds[1:])

@@ -210,7 +210,7 @@ class Engine:
         return True
 
     def _iterate(self, state: DecodeState) -> DecodeState:
-        """Idle what ended, one chunk of one prompt, one dispatch of decode."""
+        """Idle what ended, one call of prefill, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
             event = TokenEvent(finish=FinishReason.EXPIRED, error=expired.message)
             self._router.close(expired.request.id, event)
@@ -225,8 +225,8 @@ class Engine:
         prefilling = self._prefiller.busy
         if prefilling:
             # Without decode nothing else holds the loop back, and a cancel must find little in flight.
-            whole = self._prefiller.advance(wait=not self._rows_to_step())
-            state = state if whole is None else self._insert(whole, state)
+            for whole in self._prefiller.advance(wait=not self._rows_to_step()):
+                state = self._insert(whole, state)
         return self._decode(state, prefilling)
 
     def _rows_to_step(self) -> bool:
@@ -260,7 +260,7 @@ class Engine:
         self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
         arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
         self._decoding[placement.slot, placement.epoch] = int(arrays.remaining)
-        return self._steps.insert(whole.prefix, state, arrays)
+        return self._steps.insert(whole.prefix, whole.first, state, arrays)
 
     def _fail(self, error: BaseException) -> None:
         message = f"the engine failed: {type(error).__name__}: {error}"
