@@ -43,7 +43,10 @@ setup(
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
     extras_require={
+        # JSON Web Tokens: --jwt_key_file.
+        "auth": ["PyJWT[crypto]>=2.9"],
         "test": [
+            "PyJWT[crypto]>=2.9",
             "httpx>=0.27",
             "hypothesis>=6.100",
             "ipykernel>=6.29",

@@ -12,7 +12,8 @@ from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogpr
 from tpustream.engine.waiting_room import WaitingRoom
 from tpustream.serve.answer import Settings
 from tpustream.serve.app import create_app
-from tpustream.serve.server import Server, bind, url_of
+from tpustream.serve.protocol import ConnectionBounds
+from tpustream.serve.server import Certificate, Server, bind, url_of
 from tpustream.text.vocabulary import Tokenizer, TokenizerSettings
 
 EOS = 256
@@ -173,13 +174,32 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(runtime: ScriptedRuntime | None, *, drain_seconds: float = 0.3, **options) -> Iterator[Served]:
+def serve(
+    runtime: ScriptedRuntime | None,
+    *,
+    drain_seconds: float = 0.3,
+    bounds: ConnectionBounds | None = None,
+    certificate: Certificate | None = None,
+    follow_engine: bool = False,
+    **options,
+) -> Iterator[Served]:
     """Serve `runtime` from a thread until the block ends."""
     options.setdefault("settings", Settings(keep_alive=0.2, max_body_bytes=20_000))
     bound = bind("127.0.0.1", 0)
-    server = Server(create_app(runtime, **options), drain_seconds=drain_seconds)
+    server = Server(
+        create_app(runtime, **options),
+        drain_seconds=drain_seconds,
+        bounds=bounds,
+        certificate=certificate,
+        follow_engine=follow_engine,
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-    served = Served(url=url_of(bound), port=bound.getsockname()[1], server=server, runtime=runtime)
+    served = Served(
+        url=url_of(bound, tls=certificate is not None),
+        port=bound.getsockname()[1],
+        server=server,
+        runtime=runtime,
+    )
     thread.start()
     try:
         wait_until(lambda: server.started)

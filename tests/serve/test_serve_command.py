@@ -48,7 +48,8 @@ def banner_of(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_a_serving_process_cleanly(number):
     """Exit code 0 in a few seconds, no traceback; the running stream gets its end."""
-    with started("--model=slow", "--served_model_name=tiny,alias") as process:
+    flags = ("--model=slow", "--served_model_name=tiny,alias", "--drain_seconds=1")
+    with started(*flags) as process:
         banner, port = banner_of(process)
         assert "tpustream serves tiny" in banner
         models = httpx.get(f"http://127.0.0.1:{port}/v1/models", trust_env=False).json()
@@ -92,7 +93,12 @@ def test_stop_while_loading():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model=missing", "--host=0.0.0.0"], "warning: 0.0.0.0 can be reached from other machines"),
+        (["--model=missing", "--host=0.0.0.0"], "error: 0.0.0.0 can be reached from other machines: wanted"),
+        (["--model=missing", "--host=0.0.0.0", "--allow_anonymous"], "error: missing: wanted a model"),
+        (["--api_keys_file=nowhere"], "error: [Errno 2] No such file or directory: 'nowhere'"),
+        (["--key_streams=2"], "error: --key_*: wanted --api_keys_file or --jwt_key_file as well"),
+        (["--jwt_issuer=a"], "error: --jwt_audience, --jwt_issuer: wanted --jwt_key_file as well"),
+        (["--tls_cert=a.pem"], "error: --tls_cert, --tls_key: wanted both, got one"),
         (["--model=missing"], "error: missing: wanted a model, got nothing there\n"),
         (["--host=no.such.host.invalid"], "error: cannot listen on no.such.host.invalid"),
         (["stray"], "error: wanted flags only, got 'stray'\n"),

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from tpustream.core.errors import InvalidRequest, context_exceeded
 from tpustream.core.request import Request, SamplingParams
 from tpustream.serve.body import MAX_BODY_BYTES
+from tpustream.serve.exchange import exchange_of
 from tpustream.serve.replies import Dialect, Heading, stream_reply, whole_reply
 from tpustream.serve.sampling import for_choice
 from tpustream.serve.schema import GenerationRequest
@@ -26,10 +27,12 @@ class Settings:
     Attributes:
       keep_alive: seconds of silence after which a stream gets a comment.
       max_body_bytes: of a request.
+      request_timeout: seconds that an answer may take in all; None is no bound.
     """
 
     keep_alive: float = 5.0
     max_body_bytes: int = MAX_BODY_BYTES
+    request_timeout: float | None = None
 
 
 async def answer(
@@ -53,6 +56,7 @@ async def answer(
     runtime = service.ready()
     choices = body.n or 1
     identifier = id_prefix + secrets.token_hex(12)
+    exchange = exchange_of(http.scope)
     requests = []
     for prompt in prompts:
         room = runtime.engine.max_prompt - len(prompt)
@@ -62,6 +66,7 @@ async def answer(
                     id=f"{identifier}-{len(requests)}",
                     prompt=tuple(prompt),
                     sampling=for_choice(sampling, choice, room),
+                    key=exchange.client.name,
                 )
             )
     service.check_room(len(requests), "n" if len(prompts) == 1 else param)
@@ -73,7 +78,15 @@ async def answer(
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
     )
-    generation = Generation(service, runtime, requests, prompt_tokens=sum(map(len, prompts)), choices=choices)
+    generation = Generation(
+        service,
+        runtime,
+        requests,
+        prompt_tokens=sum(map(len, prompts)),
+        choices=choices,
+        exchange=exchange,
+        timeout=settings.request_timeout,
+    )
     if body.stream:
         return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))
 

@@ -3,16 +3,19 @@
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
 from tpustream import __version__
+from tpustream.serve.access.gate import Access, Gate
 from tpustream.serve.answer import Settings
 from tpustream.serve.chat import chat_routes
 from tpustream.serve.completions import completion_routes
 from tpustream.serve.errors import install_error_handlers
+from tpustream.serve.exchange import Exchanges
 from tpustream.serve.models import model_routes
+from tpustream.serve.observe.logs import log_exchange
 from tpustream.serve.schema import ChatRequest, CompletionRequest
 from tpustream.serve.service import ServedRuntime, Service
-from tpustream.serve.transport import RequestIds
 
 REFERENCE = "#/components/schemas/{model}"
 BODIES = {"/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest}
@@ -23,6 +26,8 @@ def create_app(
     *,
     names: tuple[str, ...] = (),
     settings: Settings | None = None,
+    access: Access | None = None,
+    cors_origins: tuple[str, ...] = (),
 ) -> FastAPI:
     """The ASGI application that serves `runtime`; its Service is `app.state.service`.
 
@@ -30,7 +35,9 @@ def create_app(
 
     Args:
       names: what clients may call the model; () means the runtime's own name.
-      settings: keep-alive and body limit; None for the defaults.
+      settings: how the server behaves over time; None for the defaults.
+      access: who may enter; None lets everybody in.
+      cors_origins: web pages that may call from a browser, "*" for all.
     """
     service = Service(names=names)
     if runtime is not None:
@@ -41,7 +48,17 @@ def create_app(
     app.include_router(chat_routes(service, settings))
     app.include_router(completion_routes(service, settings))
     app.include_router(model_routes(service))
-    app.add_middleware(RequestIds)
+    if access is not None:
+        app.add_middleware(Gate, access=access)
+    if cors_origins:  # around the gate: a browser asks first without a key, and has to see a refusal
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(Exchanges, ended=log_exchange)
     install_error_handlers(app)
     app.openapi = lambda: _openapi(app)
     return app

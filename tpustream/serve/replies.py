@@ -63,13 +63,13 @@ class Heading:
 
 
 async def whole_reply(generation: Generation, dialect: Dialect, heading: Heading) -> dict[str, Any]:
-    """The response object of an answer given at once. Raises ApiError 500 when a stream fails."""
+    """The response object of an answer given at once. Raises ApiError when a stream fails."""
     parts: dict[int, list[Delta]] = {index: [] for index in generation.open}
     while generation.open:
         for index, delta in await generation.next(None):
             parts[index].append(delta)
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                raise ApiError(500, failure_message(delta), type=SERVER, code="generation_failed")
+                raise failure(generation, delta)
     choices = [dialect.whole_choice(index, merge(deltas)) for index, deltas in parts.items()]
     return heading.object(dialect.whole_object, choices) | {"usage": generation.usage()}
 
@@ -92,8 +92,9 @@ async def stream_reply(
         out = bytearray()
         for index, delta in deltas:
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                failed = envelope(failure_message(delta), type=SERVER, code="generation_failed")
-                yield bytes(out) + events.event(failed) + events.done()
+                failed = failure(generation, delta)
+                event = envelope(failed.message, type=failed.type, code=failed.code)
+                yield bytes(out) + events.event(event) + events.done()
                 return
             waiting[index].append(delta)
             if not delta.text and delta.finish is None:
@@ -152,6 +153,9 @@ def merge(deltas: list[Delta]) -> Delta:
     )
 
 
-def failure_message(delta: Delta) -> str:
+def failure(generation: Generation, delta: Delta) -> ApiError:
     """What to tell the client of a stream that did not end well."""
-    return delta.error or "The stream was cancelled by the server"
+    if generation.ended_early is not None:
+        return generation.ended_early
+    message = delta.error or "The stream was cancelled by the server"
+    return ApiError(500, message, type=SERVER, code="generation_failed")

@@ -43,7 +43,7 @@ class ServedRuntime(Protocol):
 class Endable(Protocol):
     """A generation, as a shutdown sees it."""
 
-    def end(self, reason: str) -> None: ...
+    def end(self, error: ApiError) -> None: ...
 
 
 class Service:
@@ -86,7 +86,7 @@ class Service:
     def ready(self) -> ServedRuntime:
         """The runtime. Raises ApiError 503, or EngineStopped, with the reason while there is none to use."""
         if self._draining:
-            raise unavailable("The server is shutting down", RETRY_DRAINING, "shutting_down")
+            raise shutting_down()
         if self.failure is not None:
             raise unavailable(f"The model could not be loaded: {self.failure}", RETRY_DRAINING, "load_failed")
         if self.runtime is None:
@@ -116,7 +116,12 @@ class Service:
         """From now on nobody comes in; who is in may finish."""
         self._draining = True
 
-    def end_all(self, reason: str) -> None:
-        """End every generation with an error that says `reason`."""
+    def end_all(self) -> None:
+        """End every generation with an error that says that the server is shutting down."""
         for generation in tuple(self.generations):
-            generation.end(reason)
+            generation.end(shutting_down())
+
+
+def shutting_down() -> ApiError:
+    """503: this server goes; another one may answer."""
+    return unavailable("The server is shutting down", RETRY_DRAINING, "shutting_down")

@@ -8,6 +8,7 @@ the engine when the Generation closes is cancelled.
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +16,8 @@ from typing import Any
 
 from tpustream.control.text_stream import TextStream
 from tpustream.core.request import Delta, FinishReason, Request, TokenEvent
+from tpustream.serve.errors import SERVER, ApiError
+from tpustream.serve.exchange import Exchange
 from tpustream.serve.service import ServedRuntime, Service
 
 
@@ -22,13 +25,19 @@ class Generation:
     """Runs `requests` on the engine and yields their text as it comes; `choices` of them a prompt.
 
     Must be made, read and closed on the event loop. Raises InvalidRequest, QueueFull or EngineStopped
-    when the engine refuses one of the requests; none of them runs then.
+    when the engine refuses one of the requests, and ApiError when the client's own bounds do; none of
+    them runs then.
+
+    Args:
+      exchange: the HTTP request that it belongs to.
+      timeout: seconds after which it ends with an error; None is no bound.
 
     Attributes:
       open: indices whose stream has not ended.
       prompt_tokens: of all prompts, each counted once; the caller's figure.
       cached_tokens: of the prompt tokens, those that came from the prefix cache.
       completion_tokens: tokens that came so far, of all choices.
+      ended_early: why the server ended it, or None.
     """
 
     def __init__(
@@ -39,8 +48,13 @@ class Generation:
         *,
         prompt_tokens: int,
         choices: int = 1,
+        exchange: Exchange,
+        timeout: float | None = None,
     ):
+        exchange.client.enter(len(requests), prompt_tokens)
+        exchange.prompt_tokens = prompt_tokens
         self.open = set(range(len(requests)))
+        self.ended_early: ApiError | None = None
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.completion_tokens = 0
@@ -51,8 +65,11 @@ class Generation:
         self._texts = [TextStream(runtime.tokenizer, request.sampling) for request in requests]
         self._running: set[int] = set()
         self._arrived: deque[tuple[int, TokenEvent]] = deque()
-        self._ended_early: str | None = None
+        self._exchange = exchange
         self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        if timeout is not None:
+            self._timer = self._loop.call_later(timeout, self.end, timed_out(timeout))
         self._news = asyncio.Event()
         self._woken = False
         service.in_flight += len(requests)
@@ -79,7 +96,7 @@ class Generation:
         """
         if self._arrived:
             await asyncio.sleep(0)  # a fast stream must not keep the loop from the others
-        elif self._ended_early is None:
+        elif self.ended_early is None:
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
@@ -90,15 +107,15 @@ class Generation:
             delta = self._delta(index, event)
             if delta is not None:
                 deltas.append((index, delta))
-        if self._ended_early is not None:
+        if self.ended_early is not None:
             for index in sorted(self.open):
-                self._ended(index)
-                deltas.append((index, Delta(finish=FinishReason.ERROR, error=self._ended_early)))
+                self._ended(index, FinishReason.ERROR)
+                deltas.append((index, Delta(finish=FinishReason.ERROR, error=self.ended_early.message)))
         return deltas
 
-    def end(self, reason: str) -> None:
-        """End all streams that are still open with an error that says `reason`."""
-        self._ended_early = reason
+    def end(self, error: ApiError) -> None:
+        """End all streams that are still open with this error."""
+        self.ended_early = error
         self._cancel_running()
         self._news.set()
 
@@ -106,8 +123,10 @@ class Generation:
         """Cancel what still runs and give back its place. May be called twice."""
         self._cancel_running()
         for index in tuple(self.open):
-            self._ended(index)
+            self._ended(index, FinishReason.CANCELLED)
         self._service.generations.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object, so far."""
@@ -136,25 +155,42 @@ class Generation:
             self._running.discard(index)
         if index not in self.open:
             return None
-        if self._ended_early is not None and event.finish == FinishReason.CANCELLED:
+        if self.ended_early is not None and event.finish == FinishReason.CANCELLED:
             return None  # our own cancel; `next` ends the stream with the reason
         delta = self._texts[index].push(event)
         if delta is None:
             return None
-        self.completion_tokens += event.token is not None
+        if event.token is not None:
+            self._count_token()
         if event.cached_tokens and index % self._choices == 0:  # a prompt's other choices find the first's
             self.cached_tokens += event.cached_tokens
         if delta.finish is not None:
-            self._ended(index)
+            self._ended(index, delta.finish)
             if index in self._running:  # a stop string matched: the engine does not know yet
                 self._running.discard(index)
                 self._engine.cancel(self._requests[index].id, FinishReason.STOP)
         return delta
 
-    def _ended(self, index: int) -> None:
+    def _count_token(self) -> None:
+        self.completion_tokens += 1
+        exchange = self._exchange
+        exchange.completion_tokens += 1
+        exchange.client.spend(1)
+        if exchange.first_token is None:
+            exchange.first_token = time.monotonic() - exchange.arrived
+
+    def _ended(self, index: int, finish: FinishReason) -> None:
         self.open.discard(index)
         self._service.in_flight -= 1
+        self._exchange.client.leave()
+        self._exchange.finishes.append(finish)
 
     def _cancel_running(self) -> None:
         while self._running:
             self._engine.cancel(self._requests[self._running.pop()].id)
+
+
+def timed_out(seconds: float) -> ApiError:
+    """504: the answer took longer than the server allows."""
+    message = f"The answer took longer than {seconds:g} seconds"
+    return ApiError(504, message, type=SERVER, code="request_timeout")
