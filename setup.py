@@ -33,6 +33,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",
         "platformdirs>=4.2",
+        "prometheus-client>=0.20",
         "protobuf>=5",
         "pydantic>=2.8",
         "safetensors>=0.5",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from tpustream.config import EngineConfig
+from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from tpustream.engine.waiting_room import WaitingRoom
@@ -63,6 +64,7 @@ class ScriptedEngine:
       script: from a request to its steps.
       requests: what was submitted, in order.
       cancels: (request id, finish, monotonic time) of every cancel.
+      figures: what `stats` tells.
     """
 
     vocab_size = 257
@@ -74,6 +76,7 @@ class ScriptedEngine:
         self.requests: list[Request] = []
         self.cancels: list[tuple[str, FinishReason, float]] = []
         self.stopped: str | None = None
+        self.figures = EngineStats(slots=slots)
         self._slots = threading.Semaphore(slots)
         self._entrance = threading.Lock()
         self._room = WaitingRoom(slots=slots, max_waiting=max_waiting, max_waiting_tokens=10**6)
@@ -105,6 +108,9 @@ class ScriptedEngine:
         self.cancels.append((request_id, finish, time.monotonic()))
         self._endings[request_id] = finish
         self._woken[request_id].set()
+
+    def stats(self) -> EngineStats:
+        return self.figures
 
     def stop(self) -> None:
         self.stopped = "it was told to"
@@ -147,12 +153,20 @@ def logprobs_of(token: int, count: int) -> TokenLogprobs:
 
 
 @dataclasses.dataclass
+class Compilations:
+    """As many as a test says."""
+
+    count: int = 0
+
+
+@dataclasses.dataclass
 class ScriptedRuntime:
     """What `load_runtime` would give."""
 
     engine: ScriptedEngine = dataclasses.field(default_factory=ScriptedEngine)
     tokenizer: ByteTokenizer = dataclasses.field(default_factory=ByteTokenizer)
     name: str = "scripted/bytes"
+    compile_guard: Compilations = dataclasses.field(default_factory=Compilations)
 
 
 @dataclasses.dataclass

@@ -1,11 +1,15 @@
 """Bounds of a connection: heads, patience, clients that stop reading; TLS and other origins' pages."""
 
+import datetime
 import json
 import socket
 import ssl
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tpustream.serve.access.api_keys import KeyFile, make_key
 from tpustream.serve.access.clients import Clients, Limits
@@ -127,7 +131,7 @@ def test_pages_of_other_origins():
         "Access-Control-Request-Headers": "authorization",
     }
     with (
-        serve(ScriptedRuntime(), cors_origins=("https://a.example",), access=None) as served,
+        serve(ScriptedRuntime(), cors_origins=("https://a.example",)) as served,
         httpx.Client(base_url=served.url, trust_env=False) as web,
     ):
         response = web.options(CHAT, headers=asks)
@@ -157,12 +161,6 @@ def test_pages_of_other_origins_and_keys(tmp_path):
 
 def self_signed(folder):
     """A certificate for localhost, and its key."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)

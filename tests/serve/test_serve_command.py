@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tpustream.serve.access.api_keys import make_key
+
 from .wire import chat_body, send_raw
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,30 @@ def test_curl_line_of_the_banner_works():
         response = httpx.post(url, json=json.loads(body), trust_env=False)
         assert response.status_code == 200
         assert '"role":"assistant"' in response.text
+
+
+def test_keys_and_json_lines(tmp_path):
+    """The flags reach the server; every line of its log is an object, without keys or prompts."""
+    key, line = make_key("alice")
+    path = tmp_path / "keys"
+    path.write_text(line)
+    flags = ("--model=echo", f"--api_keys_file={path}", "--log_format=json", "--key_streams=3")
+    with started(*flags) as process:
+        banner, port = banner_of(process)
+        assert "Authorization: Bearer $API_KEY" in banner
+        body = chat_body("the-prompt")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as web:
+            assert web.post("/v1/chat/completions", json=body).status_code == 401
+            headers = {"Authorization": f"Bearer {key}"}
+            assert web.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+            assert web.post("/v1/chat/completions", json=body | {"n": 4}, headers=headers).status_code == 400
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["status"] for line in lines] == [401, 200, 400]
+    assert [line.get("client") for line in lines] == [None, "alice", "alice"]
+    assert key not in err
+    assert "the-prompt" not in err
 
 
 def test_stop_while_loading():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
@@ -23,8 +24,10 @@ from tpustream.engine.prefilling import Prefiller, WholePrefix
 from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
-from tpustream.engine.state import DecodeState, Weights
+from tpustream.engine.state import DecodeState, Weights, weight_bytes
+from tpustream.engine.step_meter import StepBytes, StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
+from tpustream.ops.ring import layer_layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +83,13 @@ class Engine:
             max_waiting=config.max_waiting,
             max_waiting_tokens=config.max_waiting_tokens,
         )
-        self._router = Router(config.slots, self._slot_finished, self._room)
+        self._meter = StepMeter(
+            slots=config.slots,
+            fused_steps=config.fused_steps,
+            step_bytes=step_bytes(model, config, weights, self._prefiller.itemsize),
+            clock=clock,
+        )
+        self._router = Router(config.slots, self._slot_finished, self._room, self._meter, clock)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopped: str | None = None
         self._closing = threading.Lock()
@@ -114,6 +123,17 @@ class Engine:
     def running(self) -> int:
         """Requests in a slot."""
         return self._scheduler.running
+
+    def stats(self) -> EngineStats:
+        """What to tell whoever watches. From any thread."""
+        cache, chunk = self._prefiller.cache.stats, self.config.chunk
+        return dataclasses.replace(
+            self._meter.stats(self._router.lengths()),
+            running=self.running,
+            waiting=self.waiting,
+            prefix_queries=cache.queries * chunk,
+            prefix_hits=cache.hits * chunk,
+        )
 
     def start(self) -> None:
         """Start the threads. Once."""
@@ -202,12 +222,14 @@ class Engine:
         for placement in plan.admit:
             self._router.place(placement)
             self._prefiller.add(placement)
-        if self._prefiller.busy:
+        prefills = self._prefiller.busy
+        if prefills:
             # Without decode nothing else holds the loop back, and a cancel must find little in flight.
             whole = self._prefiller.advance(wait=not self._decoding)
             state = state if whole is None else self._insert(whole, state)
         if self._decoding:
             self._tokens.reserve()
+            self._meter.dispatched(after_prefill=prefills)
             state, packed = self._steps.decode(self._weights, state)
             self._tokens.dispatched(packed)
             self._scheduler.decoded(self.config.fused_steps)
@@ -231,3 +253,13 @@ class Engine:
             if self._stopped is None:
                 self._stopped = why
             self._router.close_all(event)
+
+
+def step_bytes(model: ModelConfig, config: EngineConfig, weights: Weights, itemsize: int) -> StepBytes:
+    """What a decode step reads, with cache elements of `itemsize` bytes."""
+    positions: dict[int, int] = {}
+    for layer in range(model.num_layers):
+        columns = layer_layout(model, config, layer).columns
+        size = 2 * model.num_kv_heads * model.head_dim * itemsize  # a key and a value
+        positions[columns] = positions.get(columns, 0) + size
+    return StepBytes(weights=weight_bytes(weights), positions=positions)

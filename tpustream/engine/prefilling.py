@@ -61,6 +61,11 @@ class Prefiller:
         )
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one element of keys and values."""
+        return self._prefix.k[0].dtype.itemsize
+
+    @property
     def busy(self) -> bool:
         """Whether there is a prompt to work on."""
         return bool(self._jobs)

@@ -233,3 +233,13 @@ def cache_bytes(state: DecodeState) -> int:
     """Bytes of the key and value caches; arrays or their shapes."""
     leaves = (*state.cache.k, *state.cache.v)
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def weight_bytes(weights: Weights) -> int:
+    """Bytes of parameters that a decode step reads, on all devices: all but an embedding table that is no
+    head.
+    """
+    tied = "head.kernel" not in weights.params
+    read = [weight for name, weight in weights.params.items() if tied or name != "embed.table"]
+    shards = [shard for array in jax.tree.leaves(read) for shard in array.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards)

@@ -27,11 +27,15 @@ class Settings:
     Attributes:
       keep_alive: seconds of silence after which a stream gets a comment.
       max_body_bytes: of a request.
+      gap_threshold: seconds without a token from which on the gap is counted with its cause.
+      memory_bandwidth: bytes a second of all devices together; None where it is not known.
       request_timeout: seconds that an answer may take in all; None is no bound.
     """
 
     keep_alive: float = 5.0
     max_body_bytes: int = MAX_BODY_BYTES
+    gap_threshold: float = 0.2
+    memory_bandwidth: float | None = None
     request_timeout: float | None = None
 
 

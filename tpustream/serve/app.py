@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from tpustream import __version__
 from tpustream.serve.access.gate import Access, Gate
@@ -11,9 +12,11 @@ from tpustream.serve.answer import Settings
 from tpustream.serve.chat import chat_routes
 from tpustream.serve.completions import completion_routes
 from tpustream.serve.errors import install_error_handlers
-from tpustream.serve.exchange import Exchanges
+from tpustream.serve.exchange import Exchange, Exchanges
 from tpustream.serve.models import model_routes
 from tpustream.serve.observe.logs import log_exchange
+from tpustream.serve.observe.metrics import Metrics
+from tpustream.serve.observe.route import metric_routes
 from tpustream.serve.schema import ChatRequest, CompletionRequest
 from tpustream.serve.service import ServedRuntime, Service
 
@@ -39,15 +42,17 @@ def create_app(
       access: who may enter; None lets everybody in.
       cors_origins: web pages that may call from a browser, "*" for all.
     """
-    service = Service(names=names)
+    settings = settings or Settings()
+    metrics = Metrics(gap_threshold=settings.gap_threshold, memory_bandwidth=settings.memory_bandwidth)
+    service = Service(names=names, metrics=metrics)
     if runtime is not None:
         service.attach(runtime)
-    settings = settings or Settings()
     app = FastAPI(title="tpustream", version=__version__, redirect_slashes=False)
     app.state.service = service
     app.include_router(chat_routes(service, settings))
     app.include_router(completion_routes(service, settings))
     app.include_router(model_routes(service))
+    app.include_router(metric_routes(metrics))
     if access is not None:
         app.add_middleware(Gate, access=access)
     if cors_origins:  # around the gate: a browser asks first without a key, and has to see a refusal
@@ -58,7 +63,13 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    app.add_middleware(Exchanges, ended=log_exchange)
+
+    def ended(scope: Scope, exchange: Exchange) -> None:
+        if scope.get("method") != "GET":
+            metrics.exchange_ended(exchange)
+        log_exchange(scope, exchange)
+
+    app.add_middleware(Exchanges, ended=ended)
     install_error_handlers(app)
     app.openapi = lambda: _openapi(app)
     return app

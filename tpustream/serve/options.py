@@ -84,6 +84,19 @@ DRAIN = flags.DEFINE_float(
     "Seconds that running streams get to finish in after SIGTERM or Ctrl-C; a second signal ends them.",
     lower_bound=0.0,
 )
+GAP_THRESHOLD = flags.DEFINE_float(
+    "gap_threshold_ms",
+    1000 * Settings.gap_threshold,
+    "Milliseconds without a token from which on the gap is counted, with what held the token up.",
+    lower_bound=0.001,
+)
+MEMORY_BANDWIDTH = flags.DEFINE_float(
+    "memory_bandwidth_gb",
+    0.0,
+    "GB/s (1e9 bytes) that the memory of all devices gives together, for /metrics; 0 is not known. "
+    "scripts/bench_decode.py measures one device's.",
+    lower_bound=0.0,
+)
 LOG_FORMAT = flags.DEFINE_enum("log_format", "text", FORMATS, "Form of a log line; a request is one line.")
 
 
@@ -119,7 +132,12 @@ def certificate_from_flags() -> Certificate | None:
 
 def settings_from_flags() -> Settings:
     """How answers behave over time."""
-    return Settings(max_body_bytes=MAX_BODY.value, request_timeout=REQUEST_TIMEOUT.value or None)
+    return Settings(
+        max_body_bytes=MAX_BODY.value,
+        request_timeout=REQUEST_TIMEOUT.value or None,
+        gap_threshold=GAP_THRESHOLD.value / 1000,
+        memory_bandwidth=MEMORY_BANDWIDTH.value * 1e9 or None,
+    )
 
 
 def bounds_from_flags() -> ConnectionBounds:

@@ -11,8 +11,10 @@ from typing import Protocol
 from tpustream import __version__
 from tpustream.config import EngineConfig
 from tpustream.control.engine_stream import TokenEngine
+from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped
 from tpustream.serve.errors import ApiError, unavailable
+from tpustream.serve.observe.metrics import CompileCount, Metrics
 from tpustream.text.chat_template import ChatTemplate
 from tpustream.text.vocabulary import Tokenizer
 
@@ -31,6 +33,9 @@ class ServedEngine(TokenEngine, Protocol):
     def check_room(self, requests: int) -> None:
         """Raise QueueFull when this many more would be refused now."""
 
+    def stats(self) -> EngineStats:
+        """What it tells whoever watches."""
+
 
 class ServedRuntime(Protocol):
     """A loaded model: `tpustream.runtime.Runtime` is one."""
@@ -38,6 +43,7 @@ class ServedRuntime(Protocol):
     engine: ServedEngine
     tokenizer: Tokenizer
     name: str
+    compile_guard: CompileCount
 
 
 class Endable(Protocol):
@@ -51,6 +57,7 @@ class Service:
 
     Args:
       names: what clients may call the model, the first one is reported; () means its own name.
+      metrics: what counts everything that happens.
 
     Attributes:
       runtime: None until `attach`.
@@ -60,7 +67,8 @@ class Service:
       generations: what is being answered.
     """
 
-    def __init__(self, *, names: tuple[str, ...] = ()):
+    def __init__(self, *, names: tuple[str, ...] = (), metrics: Metrics):
+        self.metrics = metrics
         self.runtime: ServedRuntime | None = None
         self.chat_template: ChatTemplate | None = None
         self.names = names
@@ -77,6 +85,7 @@ class Service:
         self.names = self.names or (runtime.name,)
         identity = repr((runtime.name, runtime.engine.config, __version__))
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self.metrics.attach(runtime)
         self.runtime = runtime  # last: what sees it may use all of the above
 
     def fail(self, reason: str) -> None:

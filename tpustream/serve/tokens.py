@@ -64,7 +64,11 @@ class Generation:
         self._requests = tuple(requests)
         self._texts = [TextStream(runtime.tokenizer, request.sampling) for request in requests]
         self._running: set[int] = set()
-        self._arrived: deque[tuple[int, TokenEvent]] = deque()
+        self._arrived: deque[tuple[int, TokenEvent, float]] = deque()
+        self._metrics = service.metrics
+        self._watches = [service.metrics.watch() for _ in requests]
+        self._compile_guard = runtime.compile_guard
+        self._returned = self._asked = time.monotonic()
         self._exchange = exchange
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -78,7 +82,9 @@ class Generation:
             self._start()
         except BaseException:
             self.close()
+            exchange.client.spend(-prompt_tokens)
             raise
+        service.metrics.entered(prompt_tokens)
 
     def _start(self) -> None:
         for index, request in enumerate(self._requests):
@@ -94,6 +100,7 @@ class Generation:
 
         May be empty. Not to be called once `open` is empty.
         """
+        self._asked = time.monotonic()
         if self._arrived:
             await asyncio.sleep(0)  # a fast stream must not keep the loop from the others
         elif self.ended_early is None:
@@ -103,14 +110,15 @@ class Generation:
                     await self._news.wait()
         deltas = []
         while self._arrived:
-            index, event = self._arrived.popleft()
-            delta = self._delta(index, event)
+            index, event, came = self._arrived.popleft()
+            delta = self._delta(index, event, came)
             if delta is not None:
                 deltas.append((index, delta))
         if self.ended_early is not None:
             for index in sorted(self.open):
                 self._ended(index, FinishReason.ERROR)
                 deltas.append((index, Delta(finish=FinishReason.ERROR, error=self.ended_early.message)))
+        self._returned = time.monotonic()
         return deltas
 
     def end(self, error: ApiError) -> None:
@@ -140,7 +148,7 @@ class Generation:
     def _sink(self, index: int, event: TokenEvent) -> None:
         # On the engine's thread. The append comes before the look at the flag, and the loop lowers the
         # flag before it looks at the deque, so no event is left behind.
-        self._arrived.append((index, event))
+        self._arrived.append((index, event, time.monotonic()))
         if not self._woken:
             self._woken = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
@@ -150,7 +158,7 @@ class Generation:
         self._woken = False
         self._news.set()
 
-    def _delta(self, index: int, event: TokenEvent) -> Delta | None:
+    def _delta(self, index: int, event: TokenEvent, came: float) -> Delta | None:
         if event.finish is not None:
             self._running.discard(index)
         if index not in self.open:
@@ -161,7 +169,7 @@ class Generation:
         if delta is None:
             return None
         if event.token is not None:
-            self._count_token()
+            self._count_token(index, event, came)
         if event.cached_tokens and index % self._choices == 0:  # a prompt's other choices find the first's
             self.cached_tokens += event.cached_tokens
         if delta.finish is not None:
@@ -171,19 +179,39 @@ class Generation:
                 self._engine.cancel(self._requests[index].id, FinishReason.STOP)
         return delta
 
-    def _count_token(self) -> None:
+    def _count_token(self, index: int, event: TokenEvent, came: float) -> None:
+        exchange, watch, taken = self._exchange, self._watches[index], time.monotonic()
+        compilations = self._compile_guard.count
         self.completion_tokens += 1
-        exchange = self._exchange
         exchange.completion_tokens += 1
         exchange.client.spend(1)
+        if watch.begun:
+            gap, held_up = watch.next(
+                event,
+                came=came,
+                returned=self._returned,
+                asked=self._asked,
+                taken=taken,
+                compilations=compilations,
+            )
+        else:
+            gap, held_up = (
+                None,
+                watch.first(
+                    event, arrived=exchange.arrived, came=came, taken=taken, compilations=compilations
+                ),
+            )
+            self._metrics.first_token(taken - exchange.arrived, event.queued)
+        self._metrics.token(gap, held_up)
         if exchange.first_token is None:
-            exchange.first_token = time.monotonic() - exchange.arrived
+            exchange.first_token = taken - exchange.arrived
 
     def _ended(self, index: int, finish: FinishReason) -> None:
         self.open.discard(index)
         self._service.in_flight -= 1
         self._exchange.client.leave()
         self._exchange.finishes.append(finish)
+        self._metrics.finished(finish, time.monotonic() - self._exchange.arrived)
 
     def _cancel_running(self) -> None:
         while self._running:
