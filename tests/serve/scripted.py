@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -198,8 +199,9 @@ def serve(
     **options,
 ) -> Iterator[Served]:
     """Serve `runtime` from a thread until the block ends."""
-    options.setdefault("settings", Settings(keep_alive=0.2, max_body_bytes=20_000))
+    options.setdefault("settings", Settings(keep_alive=0.2, max_body_bytes=20_000, max_unread_tokens=50_000))
     bound = bind("127.0.0.1", 0)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # a client that does not read is felt soon
     server = Server(
         create_app(runtime, **options),
         drain_seconds=drain_seconds,

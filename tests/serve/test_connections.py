@@ -27,7 +27,9 @@ BOUNDS = ConnectionBounds(max_header_bytes=2000, receive_timeout=0.3, stall_time
 
 @pytest.fixture(scope="module")
 def bounded():
-    with serve(ScriptedRuntime(), bounds=BOUNDS, settings=Settings(request_timeout=0.5)) as served:
+    with serve(
+        ScriptedRuntime(), bounds=BOUNDS, settings=Settings(request_timeout=0.5, max_unread_tokens=7_000)
+    ) as served:
         yield served
 
 
@@ -114,7 +116,7 @@ def test_answers_that_take_too_long(bounded):
 def test_client_that_stops_reading_is_let_go(bounded):
     """Nothing of it stays: neither the stream nor the connection with what waits for it."""
     bounded.engine.reset()
-    bounded.engine.script = lambda _: say("x" * 40_000)
+    bounded.engine.script = lambda _: say("x" * 6_000)
     body = chat_body(stream=True, max_tokens=50_000)
     connection = send_raw(bounded.port, CHAT, json.dumps(body).encode())
     wait_until(lambda: len(bounded.engine.requests) == 1)

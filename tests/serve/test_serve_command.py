@@ -109,7 +109,7 @@ def test_keys_and_json_lines(tmp_path):
 def test_stop_while_loading():
     """A compilation cannot be interrupted; the process can."""
     with started("--model=hanging") as process:
-        time.sleep(1.5)
+        assert process.stdout.readline() == "hanging\n"
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=5)
         assert process.returncode == 0, err

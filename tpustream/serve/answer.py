@@ -29,6 +29,7 @@ class Settings:
       max_body_bytes: of a request.
       gap_threshold: seconds without a token from which on the gap is counted with its cause.
       memory_bandwidth: bytes a second of all devices together; None where it is not known.
+      max_unread_tokens: a choice, that wait for a client that reads slowly before its stream ends.
       request_timeout: seconds that an answer may take in all; None is no bound.
     """
 
@@ -36,6 +37,7 @@ class Settings:
     max_body_bytes: int = MAX_BODY_BYTES
     gap_threshold: float = 0.2
     memory_bandwidth: float | None = None
+    max_unread_tokens: int = 4096
     request_timeout: float | None = None
 
 
@@ -90,6 +92,7 @@ async def answer(
         choices=choices,
         exchange=exchange,
         timeout=settings.request_timeout,
+        max_unread=settings.max_unread_tokens,
     )
     if body.stream:
         return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))

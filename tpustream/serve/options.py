@@ -75,6 +75,12 @@ STALL_TIMEOUT = flags.DEFINE_float(
     "Seconds after which a client that reads nothing is taken for gone.",
     lower_bound=0.001,
 )
+MAX_UNREAD = flags.DEFINE_integer(
+    "max_unread_tokens",
+    Settings.max_unread_tokens,
+    "Tokens of a choice that wait for a client that reads slowly; beyond them its stream ends with an error.",
+    lower_bound=1,
+)
 REQUEST_TIMEOUT = flags.DEFINE_float(
     "request_timeout", 0.0, "Seconds that an answer may take in all; 0 is no bound.", lower_bound=0.0
 )
@@ -135,6 +141,7 @@ def settings_from_flags() -> Settings:
     return Settings(
         max_body_bytes=MAX_BODY.value,
         request_timeout=REQUEST_TIMEOUT.value or None,
+        max_unread_tokens=MAX_UNREAD.value,
         gap_threshold=GAP_THRESHOLD.value / 1000,
         memory_bandwidth=MEMORY_BANDWIDTH.value * 1e9 or None,
     )

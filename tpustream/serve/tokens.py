@@ -20,6 +20,8 @@ from tpustream.serve.errors import SERVER, ApiError
 from tpustream.serve.exchange import Exchange
 from tpustream.serve.service import ServedRuntime, Service
 
+MOST_AT_ONCE = 256  # tokens, some milliseconds of work, before others have their turn
+
 
 class Generation:
     """Runs `requests` on the engine and yields their text as it comes; `choices` of them a prompt.
@@ -31,6 +33,8 @@ class Generation:
     Args:
       exchange: the HTTP request that it belongs to.
       timeout: seconds after which it ends with an error; None is no bound.
+      max_unread: tokens a choice that may wait for a client that reads slowly; then it ends with an error,
+        after what it has. Nobody else is slowed: the engine never waits for a reader.
 
     Attributes:
       open: indices whose stream has not ended.
@@ -50,6 +54,7 @@ class Generation:
         choices: int = 1,
         exchange: Exchange,
         timeout: float | None = None,
+        max_unread: int,
     ):
         exchange.client.enter(len(requests), prompt_tokens)
         exchange.prompt_tokens = prompt_tokens
@@ -65,6 +70,8 @@ class Generation:
         self._texts = [TextStream(runtime.tokenizer, request.sampling) for request in requests]
         self._running: set[int] = set()
         self._arrived: deque[tuple[int, TokenEvent, float]] = deque()
+        self._max_unread = max_unread * len(requests)
+        self._overrun = False
         self._metrics = service.metrics
         self._watches = [service.metrics.watch() for _ in requests]
         self._compile_guard = runtime.compile_guard
@@ -109,12 +116,12 @@ class Generation:
                 async with asyncio.timeout(timeout):
                     await self._news.wait()
         deltas = []
-        while self._arrived:
+        for _ in range(min(len(self._arrived), MOST_AT_ONCE)):
             index, event, came = self._arrived.popleft()
             delta = self._delta(index, event, came)
             if delta is not None:
                 deltas.append((index, delta))
-        if self.ended_early is not None:
+        if self.ended_early is not None and not self._arrived:
             for index in sorted(self.open):
                 self._ended(index, FinishReason.ERROR)
                 deltas.append((index, Delta(finish=FinishReason.ERROR, error=self.ended_early.message)))
@@ -149,6 +156,10 @@ class Generation:
         # On the engine's thread. The append comes before the look at the flag, and the loop lowers the
         # flag before it looks at the deque, so no event is left behind.
         self._arrived.append((index, event, time.monotonic()))
+        if len(self._arrived) > self._max_unread and not self._overrun:
+            self._overrun = True
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.end, read_too_slowly(self._max_unread))
         if not self._woken:
             self._woken = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
@@ -222,3 +233,9 @@ def timed_out(seconds: float) -> ApiError:
     """504: the answer took longer than the server allows."""
     message = f"The answer took longer than {seconds:g} seconds"
     return ApiError(504, message, type=SERVER, code="request_timeout")
+
+
+def read_too_slowly(tokens: int) -> ApiError:
+    """408: the client left more unread than the server keeps."""
+    message = f"The stream was read too slowly: more than {tokens} tokens were waiting to be read"
+    return ApiError(408, message, code="slow_reader")
