@@ -46,6 +46,8 @@ setup(
     extras_require={
         # JSON Web Tokens: --jwt_key_file.
         "auth": ["PyJWT[crypto]>=2.9"],
+        # Traces: --otlp_endpoint.
+        "otel": ["opentelemetry-exporter-otlp-proto-http>=1.27", "opentelemetry-sdk>=1.27"],
         "test": [
             "PyJWT[crypto]>=2.9",
             "httpx>=0.27",
@@ -55,6 +57,8 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "openai>=1.60",
+            "opentelemetry-exporter-otlp-proto-http>=1.27",
+            "opentelemetry-sdk>=1.27",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

@@ -16,6 +16,7 @@ from tpustream.runtime import load_runtime
 from tpustream.serve import options
 from tpustream.serve.app import create_app
 from tpustream.serve.observe.logs import install_logs
+from tpustream.serve.observe.traces import Traces
 from tpustream.serve.server import Server, bind, is_loopback, url_of
 from tpustream.serve.service import Service
 
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> int:
         config = engine_config_from_flags()
         access = options.access_from_flags()
         certificate = options.certificate_from_flags()
+        traces = Traces(options.OTLP_ENDPOINT.value) if options.OTLP_ENDPOINT.value else None
         host = options.HOST.value
         bound = bind(host, options.PORT.value)
         if access is None and not is_loopback(bound) and not options.ALLOW_ANONYMOUS.value:
@@ -78,6 +80,7 @@ def main(argv: list[str]) -> int:
         settings=options.settings_from_flags(),
         access=access,
         cors_origins=tuple(options.CORS_ORIGINS.value),
+        traces=traces,
     )
     service: Service = application.state.service
     server = Server(
@@ -96,6 +99,8 @@ def main(argv: list[str]) -> int:
     )
     loading.start()
     server.run(sockets=[bound])
+    if traces is not None:
+        traces.close()
     if service.failure is not None:
         return report(service.failure)
     if service.runtime is None:

@@ -17,6 +17,7 @@ from tpustream.serve.models import model_routes
 from tpustream.serve.observe.logs import log_exchange
 from tpustream.serve.observe.metrics import Metrics
 from tpustream.serve.observe.route import metric_routes
+from tpustream.serve.observe.traces import Traces
 from tpustream.serve.schema import ChatRequest, CompletionRequest
 from tpustream.serve.service import ServedRuntime, Service
 
@@ -31,6 +32,7 @@ def create_app(
     settings: Settings | None = None,
     access: Access | None = None,
     cors_origins: tuple[str, ...] = (),
+    traces: Traces | None = None,
 ) -> FastAPI:
     """The ASGI application that serves `runtime`; its Service is `app.state.service`.
 
@@ -41,6 +43,7 @@ def create_app(
       settings: how the server behaves over time; None for the defaults.
       access: who may enter; None lets everybody in.
       cors_origins: web pages that may call from a browser, "*" for all.
+      traces: gets a span of every request; None for none.
     """
     settings = settings or Settings()
     metrics = Metrics(gap_threshold=settings.gap_threshold, memory_bandwidth=settings.memory_bandwidth)
@@ -68,6 +71,8 @@ def create_app(
         if scope.get("method") != "GET":
             metrics.exchange_ended(exchange)
         log_exchange(scope, exchange)
+        if traces is not None:
+            traces.ended(scope, exchange)
 
     app.add_middleware(Exchanges, ended=ended)
     install_error_handlers(app)

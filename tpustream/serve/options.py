@@ -105,6 +105,13 @@ MEMORY_BANDWIDTH = flags.DEFINE_float(
 )
 LOG_FORMAT = flags.DEFINE_enum("log_format", "text", FORMATS, "Form of a log line; a request is one line.")
 
+OTLP_ENDPOINT = flags.DEFINE_string(
+    "otlp_endpoint",
+    None,
+    "Collector that gets a span of every request over OTLP/HTTP, such as http://localhost:4318/v1/traces. "
+    "Needs the extra `otel`.",
+)
+
 
 def access_from_flags() -> Access | None:
     """Who may enter; None for everybody. Raises ValueError, OSError or ImportError that says why not."""
