@@ -4,6 +4,7 @@ import datetime
 import json
 import socket
 import ssl
+import time
 
 import httpx
 import pytest
@@ -40,6 +41,7 @@ def answer_to(port, *blocks):
         try:
             for block in blocks:
                 connection.sendall(block)
+                time.sleep(0.02)  # so that the next one comes by itself
             while block := connection.recv(4096):
                 answer += block
         except ConnectionError:  # it closed while we were still sending
@@ -64,11 +66,8 @@ def test_heads_that_are_too_large(bounded, blocks):
 
 def test_header_without_end(bounded):
     """The parser keeps an unfinished header to itself; it must not grow for ever."""
-    with socket.create_connection(("127.0.0.1", bounded.port), timeout=5) as connection:
-        connection.sendall(b"GET /ready HTTP/1.1\r\nA: ")
-        with pytest.raises(ConnectionError):
-            for _ in range(2000):
-                connection.sendall(b"x" * 10_000)
+    answer = answer_to(bounded.port, b"GET /ready HTTP/1.1\r\nA: ", b"x" * 1500, b"x" * 1500)
+    assert answer.startswith(b"HTTP/1.1 431 ")
 
 
 @pytest.mark.parametrize(
