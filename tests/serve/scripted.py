@@ -125,7 +125,10 @@ class ScriptedEngine:
                 self._room.leave()
 
     def _play(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
-        with self._slots:
+        if not self._slots.acquire(timeout=request.deadline):
+            sink(TokenEvent(finish=FinishReason.EXPIRED, error="deadline: wanted a slot, got none"))
+            return
+        try:
             left = request.sampling.max_tokens
             for step in self.script(request):
                 if self._woken[request.id].wait(step if isinstance(step, float) else 0):
@@ -143,6 +146,8 @@ class ScriptedEngine:
                 sink(event)
                 if event.finish is not None:
                     return
+        finally:
+            self._slots.release()
 
 
 def logprobs_of(token: int, count: int) -> TokenLogprobs:
@@ -169,6 +174,9 @@ class ScriptedRuntime:
     name: str = "scripted/bytes"
     compile_guard: Compilations = dataclasses.field(default_factory=Compilations)
 
+    def stop(self) -> None:
+        self.engine.stop()
+
 
 @dataclasses.dataclass
 class Served:
@@ -186,6 +194,11 @@ class Served:
     @property
     def service(self):
         return self.server.config.app.state.service
+
+    @property
+    def in_flight(self) -> int:
+        """Streams that are not yet at their end."""
+        return sum(len(generation.open) for generation in tuple(self.service.generations))
 
 
 @contextlib.contextmanager

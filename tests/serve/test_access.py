@@ -91,7 +91,7 @@ def test_streams_at_the_same_time_are_bounded(keyed, web):
     assert web.post(CHAT, json=chat_body(n=3), headers=bearer(keyed.alice)).json()["error"]["param"] == "n"
     assert web.post(CHAT, json=chat_body(max_tokens=1), headers=bearer(keyed.bob)).status_code == 200
     running.close()
-    wait_until(lambda: keyed.service.in_flight == 0)
+    wait_until(lambda: keyed.in_flight == 0)
     keyed.engine.reset()
     assert web.post(CHAT, json=chat_body(n=2), headers=bearer(keyed.alice)).status_code == 200
 

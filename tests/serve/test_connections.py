@@ -109,7 +109,7 @@ def test_answers_that_take_too_long(bounded):
         events, _ = stream(web, CHAT, chat_body())
     assert events[-1]["error"]["code"] == "request_timeout"
     assert len(bounded.engine.cancels) == 2
-    assert bounded.service.in_flight == 0
+    assert bounded.in_flight == 0
 
 
 def test_client_that_stops_reading_is_let_go(bounded):
@@ -120,7 +120,7 @@ def test_client_that_stops_reading_is_let_go(bounded):
     connection = send_raw(bounded.port, CHAT, json.dumps(body).encode())
     wait_until(lambda: len(bounded.engine.requests) == 1)
     wait_until(lambda: not bounded.server.server_state.connections, 5.0)
-    wait_until(lambda: bounded.service.in_flight == 0)
+    wait_until(lambda: bounded.in_flight == 0)
     connection.close()
 
 

@@ -62,7 +62,7 @@ def test_slow_reader_ends_alone():
         text = text_of(events[:-1])
         assert 1000 <= len(text) < 8_000
         assert text == ("slow" * 2_000)[: len(text)]
-        wait_until(lambda: served.service.in_flight == 0)
+        wait_until(lambda: served.in_flight == 0)
 
 
 def test_drain_lets_streams_finish_and_is_seen():

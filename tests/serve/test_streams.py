@@ -169,7 +169,7 @@ def test_queued_streams_are_kept_alive_and_cancelled(served):
     queued.close()
     wait_until(lambda: leaver in [name for name, _, _ in served.engine.cancels], 1.0)
     running.close()
-    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    wait_until(lambda: served.in_flight == 0, 1.0)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -186,9 +186,9 @@ def test_client_that_leaves_the_queue_is_taken_out(served, streamed):
     [(name, finish, when)] = served.engine.cancels
     assert (name, finish) == (served.engine.requests[4].id, FinishReason.CANCELLED)
     assert when - left < 1.0
-    assert served.service.in_flight == 4
+    assert served.in_flight == 4
     running.close()
-    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    wait_until(lambda: served.in_flight == 0, 1.0)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -208,7 +208,7 @@ def test_client_that_leaves_frees_its_slots(served, streamed, read_first):
     submitted = {request.id for request in served.engine.requests}
     assert {name for name, _, _ in served.engine.cancels} == submitted
     assert max(when for _, _, when in served.engine.cancels) - left < 1.0
-    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    wait_until(lambda: served.in_flight == 0, 1.0)
     assert not served.service.generations
 
 

@@ -19,15 +19,15 @@ from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
 from tpustream.engine.compile import CompiledSteps
+from tpustream.engine.depth import DepthPolicy, Load
 from tpustream.engine.emitters import TokenQueue
 from tpustream.engine.prefilling import Prefiller, WholePrefix
 from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
-from tpustream.engine.state import DecodeState, Weights, weight_bytes
+from tpustream.engine.state import DecodeState, Weights, position_bytes, weight_bytes
 from tpustream.engine.step_meter import StepBytes, StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
-from tpustream.ops.ring import layer_layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,11 @@ class _Submitted:
 class _SlotFinished:
     slot: int
     epoch: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _DispatchEnded:
+    at: float
 
 
 class _Stop:
@@ -77,7 +82,12 @@ class Engine:
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
         self._prefiller = Prefiller(config, weights, steps)
-        self._decoding: set[tuple[int, int]] = set()  # (slot, epoch) that the device decodes
+        # (slot, epoch) that the device decodes -> steps until max_tokens that are not dispatched yet
+        self._decoding: dict[tuple[int, int], int] = {}
+        self._depth = DepthPolicy(
+            deepest=config.fused_steps, target=config.itl_target_ms / 1e3, held_back=tokens.held_back
+        )
+        self._disturbed = False  # a request came or was cancelled since the last dispatch
         self._room = WaitingRoom(
             slots=config.slots,
             max_waiting=config.max_waiting,
@@ -85,8 +95,9 @@ class Engine:
         )
         self._meter = StepMeter(
             slots=config.slots,
-            fused_steps=config.fused_steps,
-            step_bytes=step_bytes(model, config, weights, self._prefiller.itemsize),
+            step_bytes=StepBytes(
+                weights=weight_bytes(weights), positions=position_bytes(model, config, self._prefiller.dtype)
+            ),
             clock=clock,
         )
         self._router = Router(config.slots, self._slot_finished, self._room, self._meter, clock)
@@ -137,7 +148,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the threads. Once."""
-        self._tokens.start(self._router.deliver, self._fail)
+        self._tokens.start(self._router.deliver, self._fail, self._dispatch_ended)
         self._thread.start()
 
     def stop(self) -> None:
@@ -174,6 +185,9 @@ class Engine:
     def _slot_finished(self, slot: int, epoch: int) -> None:
         self._inbox.put(_SlotFinished(slot=slot, epoch=epoch))
 
+    def _dispatch_ended(self) -> None:
+        self._inbox.put(_DispatchEnded(at=self._clock()))
+
     def _run(self) -> None:
         try:
             state = self._steps.initial_state()
@@ -186,8 +200,10 @@ class Engine:
             self._tokens.stop()
 
     def _take_messages(self) -> bool:
-        """Handle everything in the inbox, waiting for the first where nothing runs; False to stop."""
-        idle = self._scheduler.running == 0
+        """Handle everything in the inbox, waiting for it where nothing is to be done; False to stop."""
+        if self._rows_to_step():
+            self._tokens.reserve()  # first: what comes while this waits still counts for the next dispatch
+        idle = not (self._rows_to_step() or self._prefiller.busy)
         with contextlib.suppress(queue.Empty):
             while True:
                 if not self._handle(self._inbox.get(block=idle)):
@@ -198,13 +214,17 @@ class Engine:
     def _handle(self, message) -> bool:
         match message:
             case _Submitted():
+                self._disturbed = True
                 self._scheduler.add(message.request, message.arrived)
             case Command():
+                self._disturbed = True
                 if self._router.close(message.request_id, TokenEvent(finish=message.finish)):
                     self._scheduler.remove(message.request_id)
             case _SlotFinished():
-                self._decoding.discard((message.slot, message.epoch))
+                self._decoding.pop((message.slot, message.epoch), None)
                 self._scheduler.finished(message.slot, message.epoch)
+            case _DispatchEnded():
+                self._depth.completed(message.at)
             case _Stop():
                 return False
         return True
@@ -212,34 +232,55 @@ class Engine:
     def _iterate(self, state: DecodeState) -> DecodeState:
         """Idle what ended, one chunk of one prompt, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
-            event = TokenEvent(finish=FinishReason.ERROR, error=expired.message)
+            event = TokenEvent(finish=FinishReason.EXPIRED, error=expired.message)
             self._router.close(expired.request.id, event)
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
             if not self._prefiller.drop(slot, epoch):
-                self._decoding.discard((slot, epoch))
+                self._decoding.pop((slot, epoch), None)
                 state = self._steps.release(state, np.int32(slot), np.int32(epoch))
         for placement in plan.admit:
             self._router.place(placement)
             self._prefiller.add(placement)
-        prefills = self._prefiller.busy
-        if prefills:
+        prefilling = self._prefiller.busy
+        if prefilling:
             # Without decode nothing else holds the loop back, and a cancel must find little in flight.
-            whole = self._prefiller.advance(wait=not self._decoding)
+            whole = self._prefiller.advance(wait=not self._rows_to_step())
             state = state if whole is None else self._insert(whole, state)
-        if self._decoding:
-            self._tokens.reserve()
-            self._meter.dispatched(after_prefill=prefills)
-            state, packed = self._steps.decode(self._weights, state)
-            self._tokens.dispatched(packed)
-            self._scheduler.decoded(self.config.fused_steps)
+        return self._decode(state, prefilling)
+
+    def _rows_to_step(self) -> bool:
+        """Whether some row needs a step that is not dispatched yet."""
+        return any(remaining > 0 for remaining in self._decoding.values())
+
+    def _decode(self, state: DecodeState, prefilling: bool) -> DecodeState:
+        """One dispatch, unless every row has all its steps on the way."""
+        load = Load(
+            prefilling=prefilling,
+            disturbed=self._disturbed,
+            waiting=self._scheduler.waiting > 0,
+            slot_free=self._scheduler.running < self.config.slots,
+            remaining=self._decoding.values(),
+        )
+        self._disturbed = False
+        count = self._depth.choose(load)
+        if count == 0:
+            return state
+        self._tokens.reserve()
+        self._depth.dispatched(count, now=self._clock(), alone=not prefilling)
+        self._meter.dispatched(count, after_prefill=prefilling)
+        state, packed = self._steps.decode(self._weights, state, np.int32(count))
+        self._tokens.dispatched(packed, count)
+        self._scheduler.decoded(count)
+        for row in self._decoding:
+            self._decoding[row] -= count
         return state
 
     def _insert(self, whole: WholePrefix, state: DecodeState) -> DecodeState:
         placement = whole.placement
         self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
-        self._decoding.add((placement.slot, placement.epoch))
         arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
+        self._decoding[placement.slot, placement.epoch] = int(arrays.remaining)
         return self._steps.insert(whole.prefix, state, arrays)
 
     def _fail(self, error: BaseException) -> None:
@@ -253,13 +294,3 @@ class Engine:
             if self._stopped is None:
                 self._stopped = why
             self._router.close_all(event)
-
-
-def step_bytes(model: ModelConfig, config: EngineConfig, weights: Weights, itemsize: int) -> StepBytes:
-    """What a decode step reads, with cache elements of `itemsize` bytes."""
-    positions: dict[int, int] = {}
-    for layer in range(model.num_layers):
-        columns = layer_layout(model, config, layer).columns
-        size = 2 * model.num_kv_heads * model.head_dim * itemsize  # a key and a value
-        positions[columns] = positions.get(columns, 0) + size
-    return StepBytes(weights=weight_bytes(weights), positions=positions)

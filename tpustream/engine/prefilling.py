@@ -61,9 +61,9 @@ class Prefiller:
         )
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of one element of keys and values."""
-        return self._prefix.k[0].dtype.itemsize
+    def dtype(self) -> np.dtype:
+        """Of keys and values."""
+        return self._prefix.k[0].dtype
 
     @property
     def busy(self) -> bool:

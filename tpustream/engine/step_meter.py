@@ -37,6 +37,7 @@ class StepBytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Dispatch:
+    end: int  # the first step after it
     at: float
     after_prefill: bool
 
@@ -46,26 +47,26 @@ class StepMeter:
 
     Args:
       slots: B.
-      fused_steps: K, steps a dispatch.
       clock: seconds that never go back.
     """
 
-    def __init__(self, *, slots: int, fused_steps: int, step_bytes: StepBytes, clock: Callable[[], float]):
+    def __init__(self, *, slots: int, step_bytes: StepBytes, clock: Callable[[], float]):
         self._slots = slots
-        self._fused_steps = fused_steps
         self._bytes = step_bytes
         self._clock = clock
-        self._dispatches: deque[_Dispatch] = deque()  # the first is number `_first`
-        self._first = 0
+        self._dispatches: deque[_Dispatch] = deque()
+        self._dispatched = 0
         self._delivered = 0.0
         self._steps = 0
         self._rows = 0
         self._timed_bytes = 0
         self._timed_seconds = 0.0
 
-    def dispatched(self, *, after_prefill: bool) -> None:
+    def dispatched(self, steps: int, *, after_prefill: bool) -> None:
         """A dispatch goes out; `after_prefill`, behind a chunk of a prompt."""
-        self._dispatches.append(_Dispatch(at=self._clock(), after_prefill=after_prefill))
+        self._dispatched += steps
+        dispatch = _Dispatch(end=self._dispatched, at=self._clock(), after_prefill=after_prefill)
+        self._dispatches.append(dispatch)
 
     def after_prefill(self, step: int) -> bool:
         """Whether the dispatch that holds this step waited for a chunk. Steps come in order, from 0."""
@@ -95,7 +96,6 @@ class StepMeter:
         )
 
     def _dispatch(self, step: int) -> _Dispatch:
-        while self._first < step // self._fused_steps:
+        while self._dispatches[0].end <= step:
             self._dispatches.popleft()
-            self._first += 1
         return self._dispatches[0]

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.flush()
         os._exit(0)
     failed = service.runtime.engine.stopped
-    service.runtime.engine.stop()
+    service.runtime.stop()
     return 0 if failed is None else report(failed)
 
 

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from pydantic_core import to_json
 
-from tpustream.core.request import Delta, FinishReason
-from tpustream.serve.errors import SERVER, ApiError, envelope
+from tpustream.core.request import GOOD_ENDS, Delta, FinishReason
+from tpustream.serve.errors import SERVER, ApiError, envelope, unavailable
 from tpustream.serve.tokens import Generation
 
 KEEP_ALIVE = b": keep-alive\n\n"
-GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+RETRY_EXPIRED = 1  # seconds
 
 
 class Dialect(Protocol):
@@ -92,9 +92,9 @@ async def stream_reply(
         out = bytearray()
         for index, delta in deltas:
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                failed = failure(generation, delta)
-                event = envelope(failed.message, type=failed.type, code=failed.code)
-                yield bytes(out) + events.event(event) + events.done()
+                error = failure(generation, delta)
+                failed = envelope(error.message, type=error.type, code=error.code)
+                yield bytes(out) + events.event(failed) + events.done()
                 return
             waiting[index].append(delta)
             if not delta.text and delta.finish is None:
@@ -154,8 +154,12 @@ def merge(deltas: list[Delta]) -> Delta:
 
 
 def failure(generation: Generation, delta: Delta) -> ApiError:
-    """What to tell the client of a stream that did not end well."""
+    """What to tell the client of a stream that did not end well: 503 when it never began, else 500, or
+    what the server ended it with.
+    """
     if generation.ended_early is not None:
         return generation.ended_early
+    if delta.finish is FinishReason.EXPIRED:
+        return unavailable(delta.error, RETRY_EXPIRED, "deadline_exceeded")
     message = delta.error or "The stream was cancelled by the server"
     return ApiError(500, message, type=SERVER, code="generation_failed")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_DEADLINE_MS = 24 * 60 * 60 * 1000  # a day
 
 
 class OpenModel(BaseModel):
@@ -39,6 +40,9 @@ class GenerationRequest(OpenModel):
       model: name of the served model; the only one when absent.
       top_k, min_p, repetition_penalty, stop_token_ids, ignore_eos: vLLM's extensions.
       n: choices for each prompt.
+      priority: a lower value is served earlier, 0 when absent (vLLM's extension).
+      deadline_ms: milliseconds within which the answer must have begun to be computed; one that waits
+        longer for a slot ends with the error `deadline_exceeded`. An answer that runs is never cut short.
     """
 
     model: str | None = None
@@ -58,6 +62,8 @@ class GenerationRequest(OpenModel):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: int | None = None
+    deadline_ms: Annotated[int, Field(gt=0, le=MAX_DEADLINE_MS)] | None = None
 
 
 class ContentPart(OpenModel):

@@ -83,7 +83,6 @@ class Generation:
             self._timer = self._loop.call_later(timeout, self.end, timed_out(timeout))
         self._news = asyncio.Event()
         self._woken = False
-        service.in_flight += len(requests)
         service.generations.add(self)
         try:
             self._start()
@@ -206,11 +205,9 @@ class Generation:
                 compilations=compilations,
             )
         else:
-            gap, held_up = (
-                None,
-                watch.first(
-                    event, arrived=exchange.arrived, came=came, taken=taken, compilations=compilations
-                ),
+            gap = None
+            held_up = watch.first(
+                event, arrived=exchange.arrived, came=came, taken=taken, compilations=compilations
             )
             self._metrics.first_token(taken - exchange.arrived, event.queued)
         self._metrics.token(gap, held_up)
@@ -219,7 +216,6 @@ class Generation:
 
     def _ended(self, index: int, finish: FinishReason) -> None:
         self.open.discard(index)
-        self._service.in_flight -= 1
         self._exchange.client.leave()
         self._exchange.finishes.append(finish)
         self._metrics.finished(finish, time.monotonic() - self._exchange.arrived)

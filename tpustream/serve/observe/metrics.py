@@ -13,14 +13,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from tpustream.core.engine_stats import EngineStats
-from tpustream.core.request import FinishReason
+from tpustream.core.request import GOOD_ENDS, FinishReason
 from tpustream.serve.exchange import Exchange
 from tpustream.serve.observe.gaps import Cause, GapWatch, Phase
 
 PREFIX = "tpustream:"
 LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)  # seconds
 TOKEN_GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
-GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 REJECTIONS = (
     "context_length_exceeded",
     "engine_stopped",
