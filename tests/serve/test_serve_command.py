@@ -106,6 +106,21 @@ def test_keys_and_json_lines(tmp_path):
     assert "the-prompt" not in err
 
 
+@pytest.mark.parametrize("command", ["serve", "generate"])
+def test_help_lists_every_flag(command):
+    """Those of the engine and the model too, which other modules define."""
+    run = subprocess.run(
+        [sys.executable, Path(__file__).parent / "command.py", f"tpustream.{command}", "--help"],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", run.stdout, re.MULTILINE))
+    assert {"model", "slots", "weights", "max_waiting"} <= shown
+    if command == "serve":
+        assert {"host", "api_keys_file", "drain_seconds", "log_format"} <= shown
+
+
 def test_stop_while_loading():
     """A compilation cannot be interrupted; the process can."""
     with started("--model=hanging") as process:

@@ -24,6 +24,7 @@ EXPECTED = (ValueError, OSError, ImportError, EngineStopped)
 
 define_model_flag()
 define_engine_flags()
+flags.adopt_module_key_flags(options)  # --help shows them
 
 
 def load(server: Server, service: Service, config: EngineConfig, url: str, keyed: bool) -> None:
