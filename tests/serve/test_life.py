@@ -1,6 +1,7 @@
 """Overload and the end: slow readers, a drain that probes can see, an engine that fails."""
 
 import json
+import logging
 import signal
 import socket
 import time
@@ -37,7 +38,7 @@ def plain(response):
     return body.decode()
 
 
-def test_slow_reader_ends_alone():
+def test_slow_reader_ends_alone(caplog):
     """What it left unread is bounded: it gets what is there and an error; a neighbour notices nothing."""
     runtime = ScriptedRuntime()
 
@@ -47,6 +48,7 @@ def test_slow_reader_ends_alone():
     runtime.engine.script = script
     settings = Settings(max_unread_tokens=1000)
     with (
+        caplog.at_level(logging.INFO),
         serve(runtime, settings=settings) as served,
         httpx.Client(base_url=served.url, trust_env=False) as web,
     ):
@@ -63,6 +65,8 @@ def test_slow_reader_ends_alone():
         assert 1000 <= len(text) < 8_000
         assert text == ("slow" * 2_000)[: len(text)]
         wait_until(lambda: served.in_flight == 0)
+    lines = [record.fields for record in caplog.records if record.getMessage() == "request"]
+    assert [line.get("error") for line in lines] == [None, "slow_reader"]
 
 
 def test_drain_lets_streams_finish_and_is_seen():

@@ -6,6 +6,7 @@ through the same inbox as requests and commands.
 
 import contextlib
 import dataclasses
+import logging
 import queue
 import threading
 import time
@@ -28,6 +29,8 @@ from tpustream.engine.scheduler import Scheduler
 from tpustream.engine.state import DecodeState, Weights, position_bytes, weight_bytes
 from tpustream.engine.step_meter import StepBytes, StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,6 +287,7 @@ class Engine:
         return self._steps.insert(whole.prefix, state, arrays)
 
     def _fail(self, error: BaseException) -> None:
+        _log.error("the engine failed", exc_info=error)  # its requests hear what, the operator where
         message = f"the engine failed: {type(error).__name__}: {error}"
         self._close(message, TokenEvent(finish=FinishReason.ERROR, error=message))
         self._inbox.put(_Stop())

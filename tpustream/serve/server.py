@@ -86,6 +86,7 @@ class Server(uvicorn.Server):
 
     Args:
       drain_seconds: that running streams get to finish in.
+      bounds: of one connection; None for the defaults.
       certificate: for TLS; None for plain HTTP.
       follow_engine: stop when the engine has stopped.
     """

@@ -130,6 +130,7 @@ class Generation:
     def end(self, error: ApiError) -> None:
         """End all streams that are still open with this error."""
         self.ended_early = error
+        self._exchange.error = error.code
         self._cancel_running()
         self._news.set()
 

@@ -23,7 +23,6 @@ TOKEN_GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10
 REJECTIONS = (
     "context_length_exceeded",
     "engine_stopped",
-    "headers_too_large",
     "invalid_api_key",
     "load_failed",
     "loading",
