@@ -300,5 +300,5 @@ def test_log_lines_say_who_and_never_what(keyed, web, caplog):
     assert [line["status"] for line in lines] == [200, 400, 401, 200]
     first = lines[0]
     assert (first["request_id"], first["client"], first["path"]) == ("id-7", "bob", CHAT)
-    assert (first["completion_tokens"], first["finishes"]) == (11, ["stop"])
+    assert (first["completion_tokens"], first["finishes"]) == (11, "stop")
     assert lines[2]["error"] == "invalid_api_key"

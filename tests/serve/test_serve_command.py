@@ -102,6 +102,7 @@ def test_keys_and_json_lines(tmp_path):
     lines = [json.loads(line) for line in err.splitlines()]
     assert [line["status"] for line in lines] == [401, 200, 400]
     assert [line.get("client") for line in lines] == [None, "alice", "alice"]
+    assert lines[1]["finishes"] == "stop"
     assert key not in err
     assert "the-prompt" not in err
 

@@ -218,7 +218,7 @@ class Generation:
     def _ended(self, index: int, finish: FinishReason) -> None:
         self.open.discard(index)
         self._exchange.client.leave()
-        self._exchange.finishes.append(finish)
+        self._exchange.finishes.append(finish.value)
         self._metrics.finished(finish, time.monotonic() - self._exchange.arrived)
 
     def _cancel_running(self) -> None:

@@ -40,7 +40,7 @@ def log_exchange(scope: Scope, exchange: Exchange) -> None:
         "prompt_tokens": exchange.prompt_tokens or None,
         "completion_tokens": exchange.completion_tokens or None,
         "first_token_seconds": None if exchange.first_token is None else round(exchange.first_token, 4),
-        "finishes": exchange.finishes or None,
+        "finishes": ",".join(exchange.finishes) or None,
     }
     told = {name: value for name, value in fields.items() if value is not None}
     _log.log(level, "request", extra={"fields": told})

@@ -82,6 +82,6 @@ def attributes_of(exchange: Exchange, method: str, route: str) -> dict[str, Any]
         "error.type": exchange.error,
         "gen_ai.usage.input_tokens": exchange.prompt_tokens,
         "gen_ai.usage.output_tokens": exchange.completion_tokens,
-        "gen_ai.response.finish_reasons": tuple(map(str, exchange.finishes)),
+        "gen_ai.response.finish_reasons": tuple(exchange.finishes),
     }
     return {name: value for name, value in attributes.items() if value}
