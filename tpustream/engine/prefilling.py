@@ -71,6 +71,11 @@ class Prefiller:
         )
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of keys and values."""
+        return self._prefix.k[0].dtype
+
+    @property
     def busy(self) -> bool:
         """Whether there is a prompt to work on."""
         return bool(self._jobs)
