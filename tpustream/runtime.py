@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import ModelError
+from tpustream.engine.bit_checks import keep_exact
 from tpustream.engine.compile import CompiledSteps, Progress, compile_steps
 from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
 from tpustream.engine.engine import Engine
-from tpustream.engine.packing_check import keep_exact_packs
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import Weights
 from tpustream.engine.weight_forms import Param, quantized, resolve_form
@@ -185,7 +185,7 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> Compiled
     prefix = steps.restore(prefix, steps.save(prefix, zero))
     state = steps.release(steps.insert(prefix, zero, state, zeros), zero, zero)
     jax.block_until_ready(steps.decode(weights, state, np.int32(1)))
-    return keep_exact_packs(placer.engine, weights, steps, vocab_size=placer.model.vocab_size)
+    return keep_exact(placer.engine, weights, steps, vocab_size=placer.model.vocab_size)
 
 
 @contextlib.contextmanager

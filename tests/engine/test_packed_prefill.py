@@ -18,9 +18,9 @@ from tpustream.core.plan import Placement
 from tpustream.core.request import FinishReason, Request
 from tpustream.engine import steps
 from tpustream.engine.admission import admission
+from tpustream.engine.bit_checks import keep_exact_packs
 from tpustream.engine.engine import Engine
 from tpustream.engine.packed_prefill import prefill_packed
-from tpustream.engine.packing_check import keep_exact_packs
 from tpustream.engine.state import Prefix, Weights, empty_prefix, empty_state
 from tpustream.ops.cpu import build
 from tpustream.runtime import load_weights, make_placer

@@ -105,6 +105,12 @@ class EngineConfig:
         return {bucket: prompts for bucket, prompts in fits.items() if prompts > 1}
 
     @property
+    def piece(self) -> int | None:
+        """The bucket that cuts a chunk into pieces for the sake of streams that run; None for none."""
+        smallest = self.buckets[0]
+        return smallest if smallest < self.chunk and self.chunk % smallest == 0 else None
+
+    @property
     def prefix_length(self) -> int:
         """Positions of a prefix: the longest prompt, in whole chunks."""
         return -(-self.ring_length // self.chunk) * self.chunk

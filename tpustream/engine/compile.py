@@ -40,6 +40,7 @@ class CompiledSteps:
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
+      piece: a bucket that full chunks may be cut into while streams run; None where they may not.
       compile_seconds: wall time of each, by name.
     """
 
@@ -52,6 +53,7 @@ class CompiledSteps:
     release: jax.stages.Compiled
     initial_state: jax.stages.Compiled
     initial_prefix: jax.stages.Compiled
+    piece: int | None
     compile_seconds: dict[str, float]
 
 
@@ -150,5 +152,6 @@ def compile_steps(
         release=compiled["release"],
         initial_state=compiled["state"],
         initial_prefix=compiled["prefix"],
+        piece=engine.piece,
         compile_seconds=seconds,
     )

@@ -247,8 +247,7 @@ class Engine:
             self._prefiller.add(placement)
         prefilling = self._prefiller.busy
         if prefilling:
-            # Without decode nothing else holds the loop back, and a cancel must find little in flight.
-            for whole in self._prefiller.advance(wait=not self._rows_to_step()):
+            for whole in self._prefiller.advance(alone=not self._rows_to_step()):
                 state = self._insert(whole, state)
         return self._decode(state, prefilling)
 

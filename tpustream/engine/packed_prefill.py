@@ -1,7 +1,7 @@
 """Several short prompts in one call of prefill: the weights are read once for all of them.
 
 Rows of all prompts meet the weights together. Each prompt attends to its own rows alone, in the very
-call that it would make alone, so that it gets the same bits; `packing_check` sees to it that it does.
+call that it would make alone, so that it gets the same bits; `bit_checks` sees to it that it does.
 """
 
 import jax

@@ -15,7 +15,7 @@ import numpy as np
 
 from tpustream.config import EngineConfig
 from tpustream.core.plan import Placement
-from tpustream.engine.chunks import Chunk, cut
+from tpustream.engine.chunks import Chunk, cut, split
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.prefix_cache import PrefixCache
 from tpustream.engine.state import Prefix, PrefixBlock, Weights
@@ -92,21 +92,26 @@ class Prefiller:
                 return True
         return False
 
-    def advance(self, *, wait: bool) -> list[WholePrefix]:
+    def advance(self, *, alone: bool) -> list[WholePrefix]:
         """One turn: the prompts that it made whole, none while a long one is under way.
 
         Args:
-          wait: return only when the device has done the turn.
+          alone: no stream runs. A turn is then as large as it can be, and over when the device has done
+            it: nothing else holds the caller back, and a cancel must find little in flight. Beside
+            streams it is a piece of a chunk where the bits allow it, so that none of them waits long.
         """
         together = self._together()
         if len(together) > 1:
-            return self._fill_packed(together, wait=wait)
+            return self._fill_packed(together, wait=alone)
         job = self._jobs[0]
         if not job.begun:
             self._begin(job)
         if job.chunks:
+            if not alone and self._steps.piece is not None:
+                pieces = split(job.chunks.popleft(), self._steps.piece, self._config)
+                job.chunks.extendleft(reversed(list(pieces)))
             length = self._fill(job, job.chunks.popleft())
-            if wait:
+            if alone:
                 length.block_until_ready()
         if job.chunks:
             return []
@@ -165,9 +170,9 @@ class Prefiller:
     def _fill(self, job: _Job, chunk: Chunk) -> jax.Array:
         fill = self._steps.prefill[chunk.bucket, chunk.past]
         self._prefix, length = fill(self._weights, self._prefix, chunk.tokens(), np.int32(chunk.count))
-        if chunk.full and self.cache.enabled:
-            block = self._steps.save(self._prefix, np.int32(chunk.start))
-            self.cache.put(job.keys[chunk.start // self._config.chunk], block)
+        if chunk.completes is not None and self.cache.enabled:
+            block = self._steps.save(self._prefix, np.int32(chunk.completes))
+            self.cache.put(job.keys[chunk.completes // self._config.chunk], block)
         return length
 
 
