@@ -9,6 +9,7 @@ import pytest
 from tests.tiny import TINY, collect, request, submit, tiny_engine, tiny_files
 from tpustream.config import EngineConfig
 from tpustream.core.plan import Placement
+from tpustream.core.request import TokenEvent
 from tpustream.engine.chunks import cut, split
 from tpustream.engine.prefix_cache import PrefixCache
 from tpustream.ops.cpu import build
@@ -61,10 +62,11 @@ def test_beside_a_stream_a_prompt_takes_small_turns_and_keeps_its_bits(engine, b
     assert buckets[32] >= 10 and not buckets[64] and not buckets[128]
     again, _ = collect(submit(engine, dataclasses.replace(wanted, id="again")))
     assert fresh.stats.hits == 2  # what the pieces left
-    for events in (beside, again):
-        assert [(e.token, e.logprob, e.finish) for e in events] == [
-            (e.token, e.logprob, e.finish) for e in alone
-        ]
+
+    def said(events: list[TokenEvent]) -> list[tuple]:
+        return [(event.token, event.logprobs, event.finish) for event in events]
+
+    assert said(beside) == said(again) == said(alone)
     engine.cancel("other")
     collect(other)
 
