@@ -33,6 +33,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",
         "platformdirs>=4.2",
+        "prometheus-client>=0.20",
         "protobuf>=5",
         "pydantic>=2.8",
         "safetensors>=0.5",
@@ -43,7 +44,12 @@ setup(
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
     extras_require={
+        # JSON Web Tokens: --jwt_key_file.
+        "auth": ["PyJWT[crypto]>=2.9"],
+        # Traces: --otlp_endpoint.
+        "otel": ["opentelemetry-exporter-otlp-proto-http>=1.27", "opentelemetry-sdk>=1.27"],
         "test": [
+            "PyJWT[crypto]>=2.9",
             "httpx>=0.27",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
@@ -51,6 +57,8 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "openai>=1.60",
+            "opentelemetry-exporter-otlp-proto-http>=1.27",
+            "opentelemetry-sdk>=1.27",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

@@ -75,19 +75,19 @@ def test_a_bad_file_is_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("ring", "chunk", "buckets", "pasts"),
+    ("ring", "chunk", "buckets", "pasts", "packs"),
     [
-        (2048, 128, (32, 128), (0, 512, 2048)),
-        (8192, 512, (32, 128, 512), (0, 2048, 8192)),
-        (100, 128, (32, 100), (0, 100)),
-        (100, 30, (30,), (0, 120)),
-        (64, 8, (8,), (0, 32, 64)),
+        (2048, 128, (32, 64, 128), (0, 512, 2048), {32: 4, 64: 2}),
+        (8192, 512, (32, 64, 128, 512), (0, 2048, 8192), {32: 4, 64: 4, 128: 4}),
+        (100, 128, (32, 64, 100), (0, 100), {32: 3}),
+        (100, 30, (30,), (0, 120), {}),
+        (64, 8, (8,), (0, 32, 64), {}),
     ],
 )
-def test_prompts_are_cut_for_few_executables(ring, chunk, buckets, pasts):
-    """The last bucket is a whole chunk, and the last past is every chunk of the longest prompt."""
+def test_prompts_are_cut_for_few_executables(ring, chunk, buckets, pasts, packs):
+    """The last bucket is a whole chunk, the last past every chunk; a call is no longer than a chunk."""
     config = EngineConfig(ring_length=ring, prefill_chunk=chunk, sinks=2)
-    assert (config.buckets, config.pasts) == (buckets, pasts)
+    assert (config.buckets, config.pasts, config.packs) == (buckets, pasts, packs)
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ def flags_of(path: Path) -> set[str]:
     }
     shared = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
     defined |= {"model"} if "define_model_flag" in shared else set()
+    options = path.with_name("options.py")  # flags of a command that has many
+    defined |= flags_of(options) if path.name == "__main__.py" and options.exists() else set()
     return defined | (set(EngineConfig.__dataclass_fields__) if "define_engine_flags" in shared else set())
 
 

@@ -20,6 +20,8 @@ _HIDDEN = ("stop_ids", "bias_ids", "top_logprobs")  # widths of device arrays, n
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """absl's app.run, without jax's notes (INFO) of backends that this machine does not have."""
     logging.getLogger("jax").setLevel(logging.WARNING)
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # or --help would not show them
     app.run(main)
 
 

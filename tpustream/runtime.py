@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import ModelError
+from tpustream.engine.bit_checks import keep_exact
 from tpustream.engine.compile import CompiledSteps, Progress, compile_steps
 from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
@@ -107,7 +108,7 @@ def build_engine(
         loading = pool.submit(load_weights, files, placer, quiet=quiet)
         steps = compile_steps(placer, emit=tokens.emit, progress=report)
         weights = loading.result()
-    _warm_up(placer, weights, steps)
+    steps = _warm_up(placer, weights, steps)
     return Engine(
         model=files.config, config=config, weights=weights, steps=steps, tokens=tokens, eos_ids=eos_ids
     )
@@ -168,8 +169,11 @@ def enable_compile_cache() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
-    """Run prompts of each length and one step, so that the first request finds memory in place."""
+def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> CompiledSteps:
+    """Run prompts of each length and one step, so that the first request finds memory in place.
+
+    Returns the steps that requests shall use.
+    """
     # Steps below 0 are rehearsal: the token queue begins at step 0, so what they call is dropped.
     rehearsal = jax.device_put(np.int32(-1), placer.replicated)
     state = dataclasses.replace(steps.initial_state(), step=rehearsal)
@@ -179,8 +183,9 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
     for bucket in placer.engine.buckets:
         prefix, _ = steps.prefill[bucket, 0](weights, prefix, jnp.zeros(bucket, jnp.int32), zero)
     prefix = steps.restore(prefix, steps.save(prefix, zero))
-    state = steps.release(steps.insert(prefix, state, zeros), zero, zero)
+    state = steps.release(steps.insert(prefix, zero, state, zeros), zero, zero)
     jax.block_until_ready(steps.decode(weights, state, np.int32(1)))
+    return keep_exact(placer.engine, weights, steps, vocab_size=placer.model.vocab_size)
 
 
 @contextlib.contextmanager

@@ -44,13 +44,13 @@ def test_decode_keeps_the_cache_in_place(slots, fused_steps, emitter):
             assert memory.temp_size_in_bytes < layer
 
 
-@pytest.mark.parametrize("past", [0, RING])
-def test_prefill_keeps_the_prefix_in_place(past):
-    """A chunk is written into the prefix that it extends: aliased, and copied nowhere."""
-    config = EngineConfig(slots=1, ring_length=RING, prefill_chunk=32)
+@pytest.mark.parametrize("name", ["prefill 64 0", f"prefill 64 {RING}", "prefill 2 x 32"])
+def test_prefill_keeps_the_prefix_in_place(name):
+    """Prompts are written into the prefix that is there: aliased, and copied nowhere."""
+    config = EngineConfig(slots=1, ring_length=RING, prefill_chunk=64)
     placer = make_placer(TINY, config, jax.devices()[:1])
     prefix = placer.prefix()
-    compiled = dict(lower_steps(placer, None))[f"prefill 32 {past}"]().compile()
+    compiled = dict(lower_steps(placer, None))[name]().compile()
     size = sum(4 * int(np.prod(leaf.shape)) for leaf in (*prefix.k, *prefix.v))
     assert compiled.memory_analysis().alias_size_in_bytes >= size
     assert max(_copied_bytes(compiled.as_text()), default=0) < size // (2 * TINY.num_layers)

@@ -47,7 +47,7 @@ def _decoded(placer, weights, tokens) -> np.ndarray:
         prefix, _ = fill(weights, prefix, chunk.tokens(), np.int32(chunk.count), past=chunk.past)
     insert = jax.jit(functools.partial(steps.insert, model, ENGINE))
     empty = empty_state(model, ENGINE, placer.dtype)
-    state = insert(prefix, empty, admission(placement, model, ENGINE, ()))
+    state = insert(prefix, np.int32(0), empty, admission(placement, model, ENGINE, ()))
     step = jax.jit(functools.partial(steps.next_logits, model, ENGINE))
     rows = []
     for token in tokens[PREFILLED:]:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tpustream.core.token_batch import StepFinish
 from tpustream.engine.emitters import TokenQueue
 from tpustream.engine.packing import pack, unpack
 from tpustream.engine.routing import Router
+from tpustream.engine.step_meter import StepBytes, StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
 
 
@@ -137,7 +139,10 @@ def test_a_token_of_an_old_epoch_reaches_nobody():
     """A slot's late token is dropped after a new request took the slot."""
     finished, got = [], {"a": [], "b": []}
     room = WaitingRoom(slots=2, max_waiting=0, max_waiting_tokens=0)
-    router = Router(2, lambda slot, epoch: finished.append((slot, epoch)), room)
+    step_bytes = StepBytes(weights=1, positions={8: 1})
+    meter = StepMeter(slots=2, step_bytes=step_bytes, clock=time.monotonic)
+    meter.dispatched(3, after_prefill=False)
+    router = Router(2, lambda slot, epoch: finished.append((slot, epoch)), room, meter)
     first, second = request((1,), request_id="a"), request((1,), request_id="b")
     router.open(first, got["a"].append)
     router.open(second, got["b"].append)

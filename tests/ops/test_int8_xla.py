@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tpustream.ops.int8.quantize import dequantize, quantize
-from tpustream.ops.int8.xla import choose_form, matmul
+from tpustream.ops.int8.xla import matmul
 
 FORMS = ("weight_only", "dynamic")
 
@@ -66,13 +66,6 @@ def test_bfloat16_rows_stay_bfloat16_in_the_product():
     out = run(x, weight, "weight_only", jnp.bfloat16)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, rounded @ dequantize(weight).T, rtol=1e-4, atol=1e-4)
-
-
-def test_forms_by_rows_and_platform():
-    """XLA:CPU is 20 times slower with the wrong one of the two."""
-    assert choose_form(1, "cpu") == "weight_only"
-    assert {choose_form(rows, "cpu") for rows in (2, 4, 512)} == {"dynamic"}
-    assert {choose_form(rows, p) for rows in (1, 64) for p in ("tpu", "gpu")} == {"weight_only"}
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,7 +1,8 @@
 """Runs a command of tpustream with a scripted model: `python command.py MODULE FLAGS...`.
 
 --model says how the model behaves: echo (says the prompt back), slow (the same, slowly), plain (has no
-chat template), failing (its stream fails), missing, broken or hanging (while it loads).
+chat template), failing (its stream fails), dying (the engine fails with its first stream), missing,
+broken or hanging (while it loads).
 """
 
 import runpy
@@ -12,6 +13,7 @@ import types
 from scripted import FAILURE, ByteTokenizer, ScriptedEngine, ScriptedRuntime, say
 
 from tpustream.core.errors import ModelError
+from tpustream.core.request import FinishReason, TokenEvent
 
 
 def load_runtime(model, config, *, quiet=False):
@@ -21,13 +23,24 @@ def load_runtime(model, config, *, quiet=False):
     if model == "broken":
         raise KeyError("layers")
     if model == "hanging":
+        print("hanging", flush=True)
         time.sleep(60)
     engine = ScriptedEngine(slots=config.slots, max_prompt=200)
     engine.script = lambda request: say(bytes(request.prompt), pause=0.1 if model == "slow" else 0.0)
     if model == "failing":
         engine.script = lambda _: say("half", end=FAILURE)
+    if model == "dying":
+        engine.script = lambda _: dying(engine)
     tokenizer = ByteTokenizer(chat_template=None) if model == "plain" else ByteTokenizer()
     return ScriptedRuntime(engine=engine, tokenizer=tokenizer, name=model)
+
+
+def dying(engine):
+    """A stream that ends with its engine, as every stream of an engine that fails."""
+    why = "the engine failed: the device is gone"
+    yield from say("half", end=TokenEvent(finish=FinishReason.ERROR, error=why))[:-1]
+    engine.stopped = why
+    yield TokenEvent(finish=FinishReason.ERROR, error=why)
 
 
 def stand_in(name, **attributes):

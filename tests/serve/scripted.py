@@ -2,17 +2,20 @@
 
 import contextlib
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from tpustream.config import EngineConfig
+from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from tpustream.engine.waiting_room import WaitingRoom
 from tpustream.serve.answer import Settings
 from tpustream.serve.app import create_app
-from tpustream.serve.server import Server, bind, url_of
+from tpustream.serve.protocol import ConnectionBounds
+from tpustream.serve.server import Certificate, Server, bind, url_of
 from tpustream.text.vocabulary import Tokenizer, TokenizerSettings
 
 EOS = 256
@@ -62,6 +65,7 @@ class ScriptedEngine:
       script: from a request to its steps.
       requests: what was submitted, in order.
       cancels: (request id, finish, monotonic time) of every cancel.
+      figures: what `stats` tells.
     """
 
     vocab_size = 257
@@ -73,6 +77,7 @@ class ScriptedEngine:
         self.requests: list[Request] = []
         self.cancels: list[tuple[str, FinishReason, float]] = []
         self.stopped: str | None = None
+        self.figures = EngineStats(slots=slots)
         self._slots = threading.Semaphore(slots)
         self._entrance = threading.Lock()
         self._room = WaitingRoom(slots=slots, max_waiting=max_waiting, max_waiting_tokens=10**6)
@@ -104,6 +109,9 @@ class ScriptedEngine:
         self.cancels.append((request_id, finish, time.monotonic()))
         self._endings[request_id] = finish
         self._woken[request_id].set()
+
+    def stats(self) -> EngineStats:
+        return self.figures
 
     def stop(self) -> None:
         self.stopped = "it was told to"
@@ -151,12 +159,20 @@ def logprobs_of(token: int, count: int) -> TokenLogprobs:
 
 
 @dataclasses.dataclass
+class Compilations:
+    """As many as a test says."""
+
+    count: int = 0
+
+
+@dataclasses.dataclass
 class ScriptedRuntime:
     """What `load_runtime` would give."""
 
     engine: ScriptedEngine = dataclasses.field(default_factory=ScriptedEngine)
     tokenizer: ByteTokenizer = dataclasses.field(default_factory=ByteTokenizer)
     name: str = "scripted/bytes"
+    compile_guard: Compilations = dataclasses.field(default_factory=Compilations)
 
     def stop(self) -> None:
         self.engine.stop()
@@ -186,13 +202,33 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(runtime: ScriptedRuntime | None, *, drain_seconds: float = 0.3, **options) -> Iterator[Served]:
+def serve(
+    runtime: ScriptedRuntime | None,
+    *,
+    drain_seconds: float = 0.3,
+    bounds: ConnectionBounds | None = None,
+    certificate: Certificate | None = None,
+    follow_engine: bool = False,
+    **options,
+) -> Iterator[Served]:
     """Serve `runtime` from a thread until the block ends."""
-    options.setdefault("settings", Settings(keep_alive=0.2, max_body_bytes=20_000))
+    options.setdefault("settings", Settings(keep_alive=0.2, max_body_bytes=20_000, max_unread_tokens=50_000))
     bound = bind("127.0.0.1", 0)
-    server = Server(create_app(runtime, **options), drain_seconds=drain_seconds)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # a client that does not read is felt soon
+    server = Server(
+        create_app(runtime, **options),
+        drain_seconds=drain_seconds,
+        bounds=bounds,
+        certificate=certificate,
+        follow_engine=follow_engine,
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-    served = Served(url=url_of(bound), port=bound.getsockname()[1], server=server, runtime=runtime)
+    served = Served(
+        url=url_of(bound, tls=certificate is not None),
+        port=bound.getsockname()[1],
+        server=server,
+        runtime=runtime,
+    )
     thread.start()
     try:
         wait_until(lambda: server.started)

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tpustream.serve.access.api_keys import make_key
+
 from .wire import chat_body, send_raw
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,8 @@ def banner_of(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_a_serving_process_cleanly(number):
     """Exit code 0 in a few seconds, no traceback; the running stream gets its end."""
-    with started("--model=slow", "--served_model_name=tiny,alias") as process:
+    flags = ("--model=slow", "--served_model_name=tiny,alias", "--drain_seconds=1")
+    with started(*flags) as process:
         banner, port = banner_of(process)
         assert "tpustream serves tiny" in banner
         models = httpx.get(f"http://127.0.0.1:{port}/v1/models", trust_env=False).json()
@@ -79,10 +82,50 @@ def test_curl_line_of_the_banner_works():
         assert '"role":"assistant"' in response.text
 
 
+def test_keys_and_json_lines(tmp_path):
+    """The flags reach the server; every line of its log is an object, without keys or prompts."""
+    key, line = make_key("alice")
+    path = tmp_path / "keys"
+    path.write_text(line)
+    flags = ("--model=echo", f"--api_keys_file={path}", "--log_format=json", "--key_streams=3")
+    with started(*flags) as process:
+        banner, port = banner_of(process)
+        assert "Authorization: Bearer $API_KEY" in banner
+        body = chat_body("the-prompt")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as web:
+            assert web.post("/v1/chat/completions", json=body).status_code == 401
+            headers = {"Authorization": f"Bearer {key}"}
+            assert web.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+            assert web.post("/v1/chat/completions", json=body | {"n": 4}, headers=headers).status_code == 400
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["status"] for line in lines] == [401, 200, 400]
+    assert [line.get("client") for line in lines] == [None, "alice", "alice"]
+    assert lines[1]["finishes"] == "stop"
+    assert key not in err
+    assert "the-prompt" not in err
+
+
+@pytest.mark.parametrize("command", ["serve", "generate"])
+def test_help_lists_every_flag(command):
+    """Those of the engine and the model too, which other modules define."""
+    run = subprocess.run(
+        [sys.executable, Path(__file__).parent / "command.py", f"tpustream.{command}", "--help"],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", run.stdout, re.MULTILINE))
+    assert {"model", "slots", "weights", "max_waiting"} <= shown
+    if command == "serve":
+        assert {"host", "api_keys_file", "drain_seconds", "log_format"} <= shown
+
+
 def test_stop_while_loading():
     """A compilation cannot be interrupted; the process can."""
     with started("--model=hanging") as process:
-        time.sleep(1.5)
+        assert process.stdout.readline() == "hanging\n"
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=5)
         assert process.returncode == 0, err
@@ -92,7 +135,12 @@ def test_stop_while_loading():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model=missing", "--host=0.0.0.0"], "warning: 0.0.0.0 can be reached from other machines"),
+        (["--model=missing", "--host=0.0.0.0"], "error: 0.0.0.0 can be reached from other machines: wanted"),
+        (["--model=missing", "--host=0.0.0.0", "--allow_anonymous"], "error: missing: wanted a model"),
+        (["--api_keys_file=nowhere"], "error: [Errno 2] No such file or directory: 'nowhere'"),
+        (["--key_streams=2"], "error: --key_*: wanted --api_keys_file or --jwt_key_file as well"),
+        (["--jwt_issuer=a"], "error: --jwt_audience, --jwt_issuer: wanted --jwt_key_file as well"),
+        (["--tls_cert=a.pem"], "error: --tls_cert, --tls_key: wanted both, got one"),
         (["--model=missing"], "error: missing: wanted a model, got nothing there\n"),
         (["--host=no.such.host.invalid"], "error: cannot listen on no.such.host.invalid"),
         (["stray"], "error: wanted flags only, got 'stray'\n"),

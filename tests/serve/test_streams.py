@@ -173,6 +173,25 @@ def test_queued_streams_are_kept_alive_and_cancelled(served):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
+def test_client_that_leaves_the_queue_is_taken_out(served, streamed):
+    """Within a second, streamed and unary, though it has no slot yet; others are not touched."""
+    served.engine.script = lambda _: say("x" * 20, pause=0.2)
+    running = send_raw(served.port, CHAT, json.dumps(chat_body(stream=True, n=4)).encode())
+    wait_until(lambda: len(served.engine.requests) == 4)
+    queued = send_raw(served.port, CHAT, json.dumps(chat_body(stream=streamed)).encode())
+    wait_until(lambda: len(served.engine.requests) == 5)
+    left = time.monotonic()
+    queued.close()
+    wait_until(lambda: served.engine.cancels, 1.0)
+    [(name, finish, when)] = served.engine.cancels
+    assert (name, finish) == (served.engine.requests[4].id, FinishReason.CANCELLED)
+    assert when - left < 1.0
+    assert served.in_flight == 4
+    running.close()
+    wait_until(lambda: served.in_flight == 0, 1.0)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("read_first", [True, False])
 def test_client_that_leaves_frees_its_slots(served, streamed, read_first):
     """Within a second, streamed and unary, before and after the first token, all choices."""
@@ -227,11 +246,12 @@ def test_shutdown_ends_streams_properly():
 def test_client_that_does_not_read_cannot_hold_up_a_shutdown():
     """Its socket is full, so no event reaches it; the process must end all the same."""
     runtime = ScriptedRuntime()
-    runtime.engine.script = lambda _: say("x" * 40_000)
+    runtime.engine.script = lambda _: say("x" * 6_000)
     with serve(runtime) as served:
         body = chat_body(stream=True, max_tokens=50_000)
         connection = send_raw(served.port, CHAT, json.dumps(body).encode())
-        wait_until(lambda: runtime.engine.requests and served.in_flight == 0, 10.0)
+        wait_until(lambda: runtime.engine.requests)
+        time.sleep(0.5)
         stopped = time.monotonic()
     assert time.monotonic() - stopped < 6
     connection.close()

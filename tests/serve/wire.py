@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -43,9 +44,13 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
     return text
 
 
-def send_raw(port: int, path: str, body: bytes) -> socket.socket:
+def send_raw(port: int, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> socket.socket:
     """A connection that has sent a POST and not yet read the answer."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=5)
-    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    connection.sendall(f"POST {path} HTTP/1.1\r\n{headers}\r\n".encode() + body)
+    connection = socket.socket()
+    connection.settimeout(5)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # before the handshake, or in vain
+    connection.connect(("127.0.0.1", port))
+    told = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": len(body)}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in {**told, **(headers or {})}.items())
+    connection.sendall(f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
     return connection

@@ -18,7 +18,7 @@ from tpustream.core.request import Request, SamplingParams
 from tpustream.engine.chunks import cut
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.placer import Placer
-from tpustream.engine.state import DecodeState, Weights, cache_bytes
+from tpustream.engine.state import DecodeState, Weights, cache_bytes, weight_bytes
 
 UNTIL_FAR = 2**30  # tokens that a benchmarked slot may still generate
 
@@ -44,13 +44,6 @@ class DecodeTiming:
     floor_bytes: int
     gigabytes_per_second: float
     compile_seconds: float
-
-
-def weight_bytes(weights: Weights) -> int:
-    """Bytes of parameters that a decode step reads: all but an embedding table that is no head."""
-    tied = "head.kernel" not in weights.params
-    read = [weight for name, weight in weights.params.items() if tied or name != "embed.table"]
-    return sum(array.nbytes for array in jax.tree.leaves(read))
 
 
 def live_cache_bytes(state: DecodeState, context: int) -> int:
@@ -137,7 +130,7 @@ def time_prefill(
             for chunk in chunks:
                 fill = steps.prefill[chunk.bucket, chunk.past]
                 prefix, _ = fill(weights, prefix, chunk.tokens(), np.int32(chunk.count))
-            state = steps.insert(prefix, state, arrays)
+            state = steps.insert(prefix, np.int32(0), state, arrays)
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - start)
         out[length] = 1e3 * statistics.median(seconds[1:])

@@ -3,7 +3,8 @@
 import dataclasses
 
 DTYPES = ("auto", "float32", "bfloat16")
-TAIL_BUCKETS = (32, 128)
+TAIL_BUCKETS = (32, 64, 128)
+MAX_PACKED = 4
 WEIGHTS = ("auto", "full", "int8")
 KV = ("full", "int8")
 EMITTERS = ("auto", "callback", "transfer")
@@ -97,6 +98,18 @@ class EngineConfig:
     def buckets(self) -> tuple[int, ...]:
         """Compiled lengths of a prompt's last chunk, ascending; the last is `chunk`."""
         return (*(size for size in TAIL_BUCKETS if size < self.chunk), self.chunk)
+
+    @property
+    def packs(self) -> dict[int, int]:
+        """Whole prompts that one call of prefill can take, by bucket; only where that is several."""
+        fits = {bucket: min(MAX_PACKED, self.chunk // bucket) for bucket in self.buckets}
+        return {bucket: prompts for bucket, prompts in fits.items() if prompts > 1}
+
+    @property
+    def piece(self) -> int | None:
+        """The bucket that cuts a chunk into pieces for the sake of streams that run; None for none."""
+        smallest = self.buckets[0]
+        return smallest if smallest < self.chunk and self.chunk % smallest == 0 else None
 
     @property
     def prefix_length(self) -> int:

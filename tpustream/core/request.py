@@ -129,6 +129,8 @@ class TokenEvent:
         not part of the text.
       logprobs: when asked for.
       cached_tokens: on the first token alone, how much of the prompt came from the prefix cache.
+      queued: on the first token alone, seconds that the request waited for its slot.
+      after_prefill: its step had to wait for a chunk of another prompt.
       error: what went wrong, with FinishReason.ERROR and EXPIRED.
     """
 
@@ -136,6 +138,8 @@ class TokenEvent:
     finish: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
     cached_tokens: int | None = None
+    queued: float | None = None
+    after_prefill: bool = False
     error: str | None = None
 
 

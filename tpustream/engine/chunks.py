@@ -23,7 +23,7 @@ class Chunk:
       count: tokens that count.
       bucket: tokens that the executable takes.
       past: earlier positions that the executable reads.
-      full: as long as a chunk can be, so that it can be kept for other prompts.
+      completes: start of the full chunk that ends here, so that it can be kept for other prompts; else None.
     """
 
     placement: Placement
@@ -31,7 +31,7 @@ class Chunk:
     count: int
     bucket: int
     past: int
-    full: bool
+    completes: int | None
 
     def tokens(self) -> np.ndarray:
         """The chunk, i32[bucket], padded with 0."""
@@ -51,7 +51,25 @@ def cut(placement: Placement, engine: EngineConfig) -> Iterator[Chunk]:
             count=count,
             bucket=_at_least(count, engine.buckets),
             past=_at_least(start, engine.pasts),
-            full=count == engine.chunk,
+            completes=start if count == engine.chunk else None,
+        )
+
+
+def split(chunk: Chunk, size: int, engine: EngineConfig) -> Iterator[Chunk]:
+    """The chunk in pieces of at most `size` tokens, a bucket.
+
+    Only for executables whose bits do not depend on the cut (bit_checks.keep_exact_piece).
+    """
+    for first in range(0, max(chunk.count, 1), size):
+        start, count = chunk.start + first, min(size, chunk.count - first)
+        last = first + count == chunk.count
+        yield dataclasses.replace(
+            chunk,
+            start=start,
+            count=count,
+            bucket=_at_least(count, engine.buckets),
+            past=_at_least(start, engine.pasts),
+            completes=chunk.completes if last else None,
         )
 
 

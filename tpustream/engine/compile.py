@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 from tpustream.engine import steps
+from tpustream.engine.packed_prefill import prefill_packed
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import empty_prefix, empty_state
 
@@ -28,7 +29,10 @@ class CompiledSteps:
     Attributes:
       prefill: (bucket, past) -> (weights, prefix, tokens i32[bucket], count i32[]) -> (prefix, length);
         the prefix is donated.
-      insert: (prefix, state, admission) -> state; the state is donated, the prefix may be used again.
+      prefill_packed: bucket -> (weights, prefix, tokens i32[prompts, bucket], counts i32[prompts]) ->
+        (prefix, finite of each); the prefix is donated.
+      insert: (prefix, first i32[], state, admission) -> state; the state is donated, the prefix may be
+        used again.
       save: (prefix, start) -> PrefixBlock of the chunk at `start`.
       restore: (prefix, block) -> prefix; the prefix is donated.
       decode: (weights, state, count i32[]) -> (state, i32[fused_steps, B, C]), of which the first `count`
@@ -36,10 +40,12 @@ class CompiledSteps:
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
+      piece: a bucket that full chunks may be cut into while streams run; None where they may not.
       compile_seconds: wall time of each, by name.
     """
 
     prefill: dict[tuple[int, int], jax.stages.Compiled]
+    prefill_packed: dict[int, jax.stages.Compiled]
     insert: jax.stages.Compiled
     save: jax.stages.Compiled
     restore: jax.stages.Compiled
@@ -47,6 +53,7 @@ class CompiledSteps:
     release: jax.stages.Compiled
     initial_state: jax.stages.Compiled
     initial_prefix: jax.stages.Compiled
+    piece: int | None
     compile_seconds: dict[str, float]
 
 
@@ -55,7 +62,8 @@ def lower_steps(
 ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
     """(name, how to lower it) of every executable that an engine needs, the decode step first.
 
-    Names: "decode", "insert", "release", "state", "prefix", "save", "restore", "prefill BUCKET PAST".
+    Names: "decode", "insert", "release", "state", "prefix", "save", "restore", "prefill BUCKET PAST",
+    "prefill PROMPTS x BUCKET".
     """
     model, engine = placer.model, placer.engine
     weights, state, prefix, scalar = placer.weights(), placer.state(), placer.prefix(), placer.scalar()
@@ -73,7 +81,7 @@ def lower_steps(
     )
     yield "decode", lowered(decode, (weights, state, scalar), donate=1, out=(of_state, placer.replicated))
     insert = functools.partial(steps.insert, model, engine)
-    yield "insert", lowered(insert, (prefix, state, placer.admission()), donate=1, out=of_state)
+    yield "insert", lowered(insert, (prefix, scalar, state, placer.admission()), donate=2, out=of_state)
     yield "release", lowered(steps.release, (state, scalar, scalar), donate=0, out=of_state)
     yield "state", lowered(functools.partial(empty_state, model, engine, placer.dtype), (), out=of_state)
     begin = functools.partial(empty_prefix, model, engine.prefix_length, placer.dtype)
@@ -89,11 +97,21 @@ def lower_steps(
             arguments = (weights, prefix, placer.tokens(bucket), scalar)
             name = prefill_name(bucket, past)
             yield name, lowered(fill, arguments, donate=1, out=(of_prefix, placer.replicated))
+    for bucket, prompts in engine.packs.items():
+        fill = functools.partial(prefill_packed, model, attention=placer.attention)
+        arguments = (weights, prefix, placer.tokens(prompts, bucket), placer.tokens(prompts))
+        flags = (placer.replicated,) * prompts
+        yield packed_name(bucket, prompts), lowered(fill, arguments, donate=1, out=(of_prefix, flags))
 
 
 def prefill_name(bucket: int, past: int) -> str:
     """What the executable of this chunk is called."""
     return f"prefill {bucket} {past}"
+
+
+def packed_name(bucket: int, prompts: int) -> str:
+    """What the executable for so many prompts is called."""
+    return f"prefill {prompts} x {bucket}"
 
 
 def compile_steps(
@@ -126,6 +144,7 @@ def compile_steps(
             for b in engine.buckets
             for p in engine.pasts
         },
+        prefill_packed={b: compiled[packed_name(b, prompts)] for b, prompts in engine.packs.items()},
         insert=compiled["insert"],
         save=compiled["save"],
         restore=compiled["restore"],
@@ -133,5 +152,6 @@ def compile_steps(
         release=compiled["release"],
         initial_state=compiled["state"],
         initial_prefix=compiled["prefix"],
+        piece=engine.piece,
         compile_seconds=seconds,
     )

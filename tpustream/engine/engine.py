@@ -6,6 +6,7 @@ through the same inbox as requests and commands.
 
 import contextlib
 import dataclasses
+import logging
 import queue
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
@@ -24,8 +26,11 @@ from tpustream.engine.prefilling import Prefiller, WholePrefix
 from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
-from tpustream.engine.state import DecodeState, Weights
+from tpustream.engine.state import DecodeState, Weights, position_bytes, weight_bytes
+from tpustream.engine.step_meter import StepBytes, StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +96,14 @@ class Engine:
             max_waiting=config.max_waiting,
             max_waiting_tokens=config.max_waiting_tokens,
         )
-        self._router = Router(config.slots, self._slot_finished, self._room)
+        self._meter = StepMeter(
+            slots=config.slots,
+            step_bytes=StepBytes(
+                weights=weight_bytes(weights), positions=position_bytes(model, config, self._prefiller.dtype)
+            ),
+            clock=clock,
+        )
+        self._router = Router(config.slots, self._slot_finished, self._room, self._meter, clock)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopped: str | None = None
         self._closing = threading.Lock()
@@ -125,6 +137,17 @@ class Engine:
     def running(self) -> int:
         """Requests in a slot."""
         return self._scheduler.running
+
+    def stats(self) -> EngineStats:
+        """What to tell whoever watches. From any thread."""
+        cache, chunk = self._prefiller.cache.stats, self.config.chunk
+        return dataclasses.replace(
+            self._meter.stats(self._router.lengths()),
+            running=self.running,
+            waiting=self.waiting,
+            prefix_queries=cache.queries * chunk,
+            prefix_hits=cache.hits * chunk,
+        )
 
     def start(self) -> None:
         """Start the threads. Once."""
@@ -210,7 +233,7 @@ class Engine:
         return True
 
     def _iterate(self, state: DecodeState) -> DecodeState:
-        """Idle what ended, one chunk of one prompt, one dispatch of decode."""
+        """Idle what ended, one call of prefill, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
             event = TokenEvent(finish=FinishReason.EXPIRED, error=expired.message)
             self._router.close(expired.request.id, event)
@@ -224,9 +247,8 @@ class Engine:
             self._prefiller.add(placement)
         prefilling = self._prefiller.busy
         if prefilling:
-            # Without decode nothing else holds the loop back, and a cancel must find little in flight.
-            whole = self._prefiller.advance(wait=not self._rows_to_step())
-            state = state if whole is None else self._insert(whole, state)
+            for whole in self._prefiller.advance(alone=not self._rows_to_step()):
+                state = self._insert(whole, state)
         return self._decode(state, prefilling)
 
     def _rows_to_step(self) -> bool:
@@ -248,6 +270,7 @@ class Engine:
             return state
         self._tokens.reserve()
         self._depth.dispatched(count, now=self._clock(), alone=not prefilling)
+        self._meter.dispatched(count, after_prefill=prefilling)
         state, packed = self._steps.decode(self._weights, state, np.int32(count))
         self._tokens.dispatched(packed, count)
         self._scheduler.decoded(count)
@@ -260,9 +283,10 @@ class Engine:
         self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
         arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
         self._decoding[placement.slot, placement.epoch] = int(arrays.remaining)
-        return self._steps.insert(whole.prefix, state, arrays)
+        return self._steps.insert(whole.prefix, whole.first, state, arrays)
 
     def _fail(self, error: BaseException) -> None:
+        _log.error("the engine failed", exc_info=error)  # its requests hear what, the operator where
         message = f"the engine failed: {type(error).__name__}: {error}"
         self._close(message, TokenEvent(finish=FinishReason.ERROR, error=message))
         self._inbox.put(_Stop())

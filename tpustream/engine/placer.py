@@ -118,9 +118,9 @@ class Placer:
         """The `past` that prefill is compiled for: the CPU kernel reads what there is, with any."""
         return self.engine.prefix_length if self.attention is AttentionForm.CPU else past
 
-    def tokens(self, length: int) -> jax.ShapeDtypeStruct:
-        """Token ids, i32[length]."""
-        return self._whole(jax.ShapeDtypeStruct((length,), jnp.int32))
+    def tokens(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """Token ids, i32[*shape]."""
+        return self._whole(jax.ShapeDtypeStruct(shape, jnp.int32))
 
     def scalar(self) -> jax.ShapeDtypeStruct:
         """A number, i32[]."""

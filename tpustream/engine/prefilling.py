@@ -1,10 +1,12 @@
-"""From placements to whole prefixes, one chunk a turn, with what the prefix cache already holds.
+"""From placements to whole prefixes, one call of prefill a turn, with what the prefix cache already holds.
 
-Owns the one prefix that prompts are built in, first come first served. Knows nothing of slots' state
-nor of tokens that come out.
+A turn is one chunk of the first prompt, or the first few prompts whole where they are short and alike
+in length: first come first served either way. Owns the one prefix that prompts are built in. Knows
+nothing of slots' state nor of tokens that come out.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import deque
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from tpustream.config import EngineConfig
 from tpustream.core.plan import Placement
-from tpustream.engine.chunks import Chunk, cut
+from tpustream.engine.chunks import Chunk, cut, split
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.prefix_cache import PrefixCache
 from tpustream.engine.state import Prefix, PrefixBlock, Weights
@@ -27,11 +29,13 @@ class WholePrefix:
 
     Attributes:
       prefix: valid until the next turn.
+      first: where in the prefix the prompt begins, i32[].
       cached_tokens: of the prompt, taken from the cache.
     """
 
     placement: Placement
     prefix: Prefix
+    first: np.int32
     cached_tokens: int
 
 
@@ -43,9 +47,15 @@ class _Job:
     cached_tokens: int = 0
     begun: bool = False
 
+    @property
+    def whole_in(self) -> int | None:
+        """The bucket that takes the whole prompt; None where it needs several chunks."""
+        first = self.chunks[0]
+        return first.bucket if first.start == 0 and len(self.chunks) == 1 else None
+
 
 class Prefiller:
-    """The queue of prompts that have a slot, and the prefix of the first."""
+    """The queue of prompts that have a slot, and the prefix that the next turn adds to."""
 
     def __init__(self, config: EngineConfig, weights: Weights, steps: CompiledSteps):
         self._config, self._weights, self._steps = config, weights, steps
@@ -59,6 +69,11 @@ class Prefiller:
             host_blocks=math.floor(config.prefix_cache_host_mb * MEGABYTE / block_bytes),
             to_host=_to_host,
         )
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of keys and values."""
+        return self._prefix.k[0].dtype
 
     @property
     def busy(self) -> bool:
@@ -77,23 +92,69 @@ class Prefiller:
                 return True
         return False
 
-    def advance(self, *, wait: bool) -> WholePrefix | None:
-        """One turn of the first prompt: what is cached, and one chunk. Its prefix, once it is whole.
+    def advance(self, *, alone: bool) -> list[WholePrefix]:
+        """One turn: the prompts that it made whole, none while a long one is under way.
 
         Args:
-          wait: return only when the device has done the chunk.
+          alone: no stream runs. A turn is then as large as it can be, and over when the device has done
+            it: nothing else holds the caller back, and a cancel must find little in flight. Beside
+            streams it is a piece of a chunk where the bits allow it, so that none of them waits long.
         """
+        together = self._together()
+        if len(together) > 1:
+            return self._fill_packed(together, wait=alone)
         job = self._jobs[0]
         if not job.begun:
             self._begin(job)
         if job.chunks:
+            if not alone and self._steps.piece is not None:
+                pieces = split(job.chunks.popleft(), self._steps.piece, self._config)
+                job.chunks.extendleft(reversed(list(pieces)))
             length = self._fill(job, job.chunks.popleft())
-            if wait:
+            if alone:
                 length.block_until_ready()
         if job.chunks:
-            return None
+            return []
         self._jobs.popleft()
-        return WholePrefix(placement=job.placement, prefix=self._prefix, cached_tokens=job.cached_tokens)
+        whole = WholePrefix(
+            placement=job.placement,
+            prefix=self._prefix,
+            first=np.int32(0),
+            cached_tokens=job.cached_tokens,
+        )
+        return [whole]
+
+    def _together(self) -> list[_Job]:
+        """The first jobs that should share a call: none where it would be no more than half full.
+
+        A call costs the same however full it is, and on CPU about as much as its rows one after another.
+        """
+        bucket = self._jobs[0].whole_in
+        if bucket not in self._steps.prefill_packed:
+            return []
+        most = self._config.packs[bucket]
+        first = itertools.islice(self._jobs, most)
+        alike = list(itertools.takewhile(lambda job: job.whole_in == bucket, first))
+        return alike if 2 * len(alike) > most else []
+
+    def _fill_packed(self, jobs: list[_Job], *, wait: bool) -> list[WholePrefix]:
+        # No look into the cache: it keeps full chunks, and these prompts are shorter.
+        bucket = jobs[0].whole_in
+        tokens = np.zeros((self._config.packs[bucket], bucket), np.int32)
+        counts = np.zeros(len(tokens), np.int32)
+        for index, job in enumerate(jobs):
+            tokens[index], counts[index] = job.chunks[0].tokens(), job.chunks[0].count
+        fill = self._steps.prefill_packed[bucket]
+        self._prefix, finite = fill(self._weights, self._prefix, tokens, counts)
+        if wait:
+            jax.block_until_ready(finite)
+        out = []
+        for index, job in enumerate(jobs):
+            self._jobs.popleft()
+            prefix = dataclasses.replace(self._prefix, length=counts[index], finite=finite[index])
+            first = np.int32(index * bucket)
+            out.append(WholePrefix(placement=job.placement, prefix=prefix, first=first, cached_tokens=0))
+        return out
 
     def _begin(self, job: _Job) -> None:
         job.begun = True
@@ -109,9 +170,9 @@ class Prefiller:
     def _fill(self, job: _Job, chunk: Chunk) -> jax.Array:
         fill = self._steps.prefill[chunk.bucket, chunk.past]
         self._prefix, length = fill(self._weights, self._prefix, chunk.tokens(), np.int32(chunk.count))
-        if chunk.full and self.cache.enabled:
-            block = self._steps.save(self._prefix, np.int32(chunk.start))
-            self.cache.put(job.keys[chunk.start // self._config.chunk], block)
+        if chunk.completes is not None and self.cache.enabled:
+            block = self._steps.save(self._prefix, np.int32(chunk.completes))
+            self.cache.put(job.keys[chunk.completes // self._config.chunk], block)
         return length
 
 

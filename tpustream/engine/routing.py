@@ -6,11 +6,13 @@ makes the last event of a stream the last, and the only last.
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 
 from tpustream.core.plan import Placement
 from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from tpustream.core.token_batch import StepFinish, TokenBatch
+from tpustream.engine.step_meter import StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
 
 Sink = Callable[[TokenEvent], None]
@@ -28,8 +30,11 @@ NOT_FINITE_MESSAGE = "the model produced logits that are not finite"
 class _Stream:
     request: Request
     sink: Sink
+    arrived: float
     placement: Placement | None = None
     cached_tokens: int | None = None
+    queued: float | None = None
+    length: int = 0  # tokens of the prompt and the answer, once it has a slot
 
 
 class Router:
@@ -39,14 +44,25 @@ class Router:
       slots: B.
       on_finished: called with (slot, epoch) after the device ended a stream.
       room: counts the streams, and refuses those that are too many.
+      meter: told of every step.
+      clock: seconds that never go back.
     """
 
-    def __init__(self, slots: int, on_finished: Callable[[int, int], None], room: WaitingRoom):
+    def __init__(
+        self,
+        slots: int,
+        on_finished: Callable[[int, int], None],
+        room: WaitingRoom,
+        meter: StepMeter,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._owners: list[_Stream | None] = [None] * slots
         self._on_finished = on_finished
         self._room = room
+        self._meter = meter
+        self._clock = clock
 
     def open(self, request: Request, sink: Sink) -> bool:
         """Register a request before it is queued; False when its id is taken.
@@ -57,7 +73,7 @@ class Router:
             if request.id in self._streams:
                 return False
             self._room.enter(len(request.prompt))
-            self._streams[request.id] = _Stream(request=request, sink=sink)
+            self._streams[request.id] = _Stream(request=request, sink=sink, arrived=self._clock())
             return True
 
     def place(self, placement: Placement) -> None:
@@ -67,6 +83,8 @@ class Router:
             if stream is not None:
                 self._room.seat(len(stream.request.prompt))
                 stream.placement = placement
+                stream.queued = self._clock() - stream.arrived
+                stream.length = len(stream.request.prompt)
                 self._owners[placement.slot] = stream
 
     def prefilled(self, placement: Placement, *, cached_tokens: int) -> None:
@@ -91,22 +109,31 @@ class Router:
             for stream in list(self._streams.values()):
                 self._end(stream, event)
 
+    def lengths(self) -> list[int]:
+        """Tokens of every stream that has a slot, prompt and answer."""
+        with self._lock:
+            return [stream.length for stream in self._owners if stream is not None]
+
     def deliver(self, batch: TokenBatch) -> None:
         """Hand every row to its owner. Rows of earlier epochs, or of no one, are dropped."""
-        finished = []
+        finished, lengths = [], []
+        after_prefill = self._meter.after_prefill(batch.step)
         with self._lock:
             for slot, stream in enumerate(self._owners):
                 if stream is None or not batch.emitted[slot]:
                     continue
                 if stream.placement.epoch != batch.epoch[slot]:
                     continue
-                event = _event(batch, slot, stream)
-                stream.cached_tokens = None
+                event = _event(batch, slot, stream, after_prefill)
+                stream.cached_tokens = stream.queued = None
+                lengths.append(stream.length)
+                stream.length += 1
                 if event.finish is None:
                     stream.sink(event)
                 else:
                     finished.append((slot, stream.placement.epoch))
                     self._end(stream, event)
+        self._meter.delivered(batch.step, lengths)
         for slot, epoch in finished:
             self._on_finished(slot, epoch)
 
@@ -120,7 +147,7 @@ class Router:
         stream.sink(event)
 
 
-def _event(batch: TokenBatch, slot: int, stream: _Stream) -> TokenEvent:
+def _event(batch: TokenBatch, slot: int, stream: _Stream, after_prefill: bool) -> TokenEvent:
     finish, wanted = int(batch.finish[slot]), stream.request.sampling.logprobs
     if finish == StepFinish.NOT_FINITE:
         return TokenEvent(finish=FinishReason.ERROR, error=NOT_FINITE_MESSAGE)
@@ -135,4 +162,6 @@ def _event(batch: TokenBatch, slot: int, stream: _Stream) -> TokenEvent:
         finish=_FINISH.get(finish),
         logprobs=logprobs,
         cached_tokens=stream.cached_tokens,
+        queued=stream.queued,
+        after_prefill=after_prefill,
     )

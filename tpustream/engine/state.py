@@ -243,3 +243,25 @@ def cache_bytes(state: DecodeState) -> int:
     """Bytes of the key and value caches; arrays or their shapes."""
     leaves = jax.tree.leaves((state.cache.k, state.cache.v))
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def weight_bytes(weights: Weights) -> int:
+    """Bytes of parameters that a decode step reads, on all devices: all but an embedding table that is no
+    head.
+    """
+    tied = "head.kernel" not in weights.params
+    read = [weight for name, weight in weights.params.items() if tied or name != "embed.table"]
+    shards = [shard for array in jax.tree.leaves(read) for shard in array.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards)
+
+
+def position_bytes(model: ModelConfig, engine: EngineConfig, dtype: jnp.dtype) -> dict[int, int]:
+    """Columns of a slot -> bytes of one position's key and value in all layers that have so many."""
+    cache = jax.eval_shape(lambda: empty_state(model, engine, dtype)).cache
+    out: dict[int, int] = {}
+    for key, value in zip(cache.k, cache.v, strict=True):
+        columns = value.shape[2]
+        leaves = jax.tree.leaves((key, value))
+        size = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+        out[columns] = out.get(columns, 0) + size // (engine.slots * columns)
+    return out

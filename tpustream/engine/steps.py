@@ -130,19 +130,25 @@ def prompt_logits(
 
 
 def insert(
-    model: ModelConfig, engine: EngineConfig, prefix: Prefix, state: DecodeState, admission: Admission
+    model: ModelConfig,
+    engine: EngineConfig,
+    prefix: Prefix,
+    first: Int32[Array, ""],
+    state: DecodeState,
+    admission: Admission,
 ) -> DecodeState:
     """The state with the prefix in slot `admission.slot`, ready to decode under a new epoch.
 
-    A prefix longer than a layer's window leaves only the positions that its ring holds. One that is
-    not finite leaves NaN, so that the first step ends the request.
+    The prompt begins at position `first` of the prefix; several may stand there side by side. One longer
+    than a layer's window leaves only the positions that its ring holds. One that is not finite leaves NaN,
+    so that the first step ends the request.
     """
     slot = admission.slot
 
     def into_slot(cache: Columns, tokens: Array, layout: RingLayout, *, axis: int) -> Columns:
         """`axis` is that of tokens in the prefix, and of columns in a slot."""
         held = layout.held_positions(prefix.length)
-        columns = jnp.take(tokens, jnp.clip(held, 0, tokens.shape[axis] - 1), axis=axis)
+        columns = jnp.take(tokens, jnp.clip(first + held, 0, tokens.shape[axis] - 1), axis=axis)
         holds = jnp.expand_dims(held >= 0, [a for a in range(3) if a != axis])
         columns = jnp.where(holds, jnp.where(prefix.finite, columns, jnp.nan), 0)
         columns = as_cached(columns, cache, axis=3 - axis)

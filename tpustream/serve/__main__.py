@@ -13,7 +13,10 @@ from tpustream.config import EngineConfig
 from tpustream.core.errors import EngineStopped
 from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
 from tpustream.runtime import load_runtime
+from tpustream.serve import options
 from tpustream.serve.app import create_app
+from tpustream.serve.observe.logs import install_logs
+from tpustream.serve.observe.traces import Traces
 from tpustream.serve.server import Server, bind, is_loopback, url_of
 from tpustream.serve.service import Service
 
@@ -21,16 +24,10 @@ EXPECTED = (ValueError, OSError, ImportError, EngineStopped)
 
 define_model_flag()
 define_engine_flags()
-HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
-PORT = flags.DEFINE_integer(
-    "port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535
-)
-NAMES = flags.DEFINE_list(
-    "served_model_name", [], "Names that clients may use for the model; its own when empty."
-)
+flags.adopt_module_key_flags(options)  # --help shows them
 
 
-def load(server: Server, service: Service, config: EngineConfig, url: str) -> None:
+def load(server: Server, service: Service, config: EngineConfig, url: str, keyed: bool) -> None:
     """Load the model and open the service, or record why not and stop the server."""
     try:
         runtime = load_runtime(flags.FLAGS.model, config)
@@ -41,47 +38,70 @@ def load(server: Server, service: Service, config: EngineConfig, url: str) -> No
         service.fail(str(error) or type(error).__name__)
         server.stop()
     else:
-        print(banner(url, service.names[0], runtime.tokenizer.chat_template is not None), flush=True)
+        chat = runtime.tokenizer.chat_template is not None
+        print(banner(url, service.names[0], chat=chat, keyed=keyed), flush=True)
 
 
-def banner(url: str, name: str, chat: bool) -> str:
+def banner(url: str, name: str, *, chat: bool, keyed: bool) -> str:
     """What to show when requests are answered: where, what, and a line to try it."""
     if chat:
         path, body = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello!"}]}
     else:
         path, body = "/v1/completions", {"prompt": "Once upon a time"}
     data = json.dumps({"model": name, **body, "stream": True})
+    key = '-H "Authorization: Bearer $API_KEY" ' if keyed else ""
     return (
         f"\n  tpustream serves {name}\n"
         f"  at {url}/v1  (Ctrl-C stops)\n\n"
-        f"  curl -N {url}{path} -H 'Content-Type: application/json' -d '{data}'\n"
+        f"  curl -N {url}{path} {key}-H 'Content-Type: application/json' -d '{data}'\n"
     )
 
 
 def main(argv: list[str]) -> int:
-    """Serve until a signal; 0 after a clean stop, 1 when it could not start."""
+    """Serve until a signal; 0 after a clean stop, 1 when it could not start or the engine failed."""
     if len(argv) > 1:
         return report(f"wanted flags only, got {argv[1]!r}")
+    install_logs(options.LOG_FORMAT.value)
     try:
         config = engine_config_from_flags()
-        bound = bind(HOST.value, PORT.value)
-    except (ValueError, OSError) as error:
+        access = options.access_from_flags()
+        certificate = options.certificate_from_flags()
+        traces = Traces(options.OTLP_ENDPOINT.value) if options.OTLP_ENDPOINT.value else None
+        host = options.HOST.value
+        bound = bind(host, options.PORT.value)
+        if access is None and not is_loopback(bound) and not options.ALLOW_ANONYMOUS.value:
+            raise ValueError(
+                f"{host} can be reached from other machines: wanted --api_keys_file, --jwt_key_file or, to "
+                "serve everybody, --allow_anonymous"
+            )
+    except (ValueError, OSError, ImportError) as error:
         return report(str(error))
-    if not is_loopback(bound):
-        print(
-            f"warning: {HOST.value} can be reached from other machines, and this server asks for no key",
-            file=sys.stderr,
-        )
-    application = create_app(names=tuple(NAMES.value))
+    application = create_app(
+        names=tuple(options.NAMES.value),
+        settings=options.settings_from_flags(),
+        access=access,
+        cors_origins=tuple(options.CORS_ORIGINS.value),
+        traces=traces,
+    )
     service: Service = application.state.service
-    server = Server(application)
+    server = Server(
+        application,
+        drain_seconds=options.DRAIN.value,
+        bounds=options.bounds_from_flags(),
+        certificate=certificate,
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
     loading = threading.Thread(
-        target=load, args=(server, service, config, url_of(bound)), name="load", daemon=True
+        target=load,
+        args=(server, service, config, url_of(bound, tls=certificate is not None), access is not None),
+        name="load",
+        daemon=True,
     )
     loading.start()
     server.run(sockets=[bound])
+    if traces is not None:
+        traces.close()
     if service.failure is not None:
         return report(service.failure)
     if service.runtime is None:
@@ -89,8 +109,9 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+    failed = service.runtime.engine.stopped
     service.runtime.stop()
-    return 0
+    return 0 if failed is None else report(failed)
 
 
 def report(message: str) -> int:

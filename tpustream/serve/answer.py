@@ -11,6 +11,7 @@ from starlette.responses import Response
 from tpustream.core.errors import InvalidRequest, context_exceeded
 from tpustream.core.request import Request, SamplingParams
 from tpustream.serve.body import MAX_BODY_BYTES
+from tpustream.serve.exchange import exchange_of
 from tpustream.serve.replies import Dialect, Heading, stream_reply, whole_reply
 from tpustream.serve.sampling import for_choice
 from tpustream.serve.schema import GenerationRequest
@@ -26,10 +27,18 @@ class Settings:
     Attributes:
       keep_alive: seconds of silence after which a stream gets a comment.
       max_body_bytes: of a request.
+      gap_threshold: seconds without a token from which on the gap is counted with its cause.
+      memory_bandwidth: bytes a second of all devices together; None where it is not known.
+      max_unread_tokens: a choice, that wait for a client that reads slowly before its stream ends.
+      request_timeout: seconds that an answer may take in all; None is no bound.
     """
 
     keep_alive: float = 5.0
     max_body_bytes: int = MAX_BODY_BYTES
+    gap_threshold: float = 0.2
+    memory_bandwidth: float | None = None
+    max_unread_tokens: int = 4096
+    request_timeout: float | None = None
 
 
 async def answer(
@@ -53,6 +62,7 @@ async def answer(
     runtime = service.ready()
     choices = body.n or 1
     identifier = id_prefix + secrets.token_hex(12)
+    exchange = exchange_of(http.scope)
     requests = []
     for prompt in prompts:
         room = runtime.engine.max_prompt - len(prompt)
@@ -62,6 +72,7 @@ async def answer(
                     id=f"{identifier}-{len(requests)}",
                     prompt=tuple(prompt),
                     sampling=for_choice(sampling, choice, room),
+                    key=exchange.client.name,
                     priority=body.priority or 0,
                     deadline=None if body.deadline_ms is None else body.deadline_ms / 1e3,
                 )
@@ -75,7 +86,16 @@ async def answer(
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
     )
-    generation = Generation(service, runtime, requests, prompt_tokens=sum(map(len, prompts)), choices=choices)
+    generation = Generation(
+        service,
+        runtime,
+        requests,
+        prompt_tokens=sum(map(len, prompts)),
+        choices=choices,
+        exchange=exchange,
+        timeout=settings.request_timeout,
+        max_unread=settings.max_unread_tokens,
+    )
     if body.stream:
         return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))
 

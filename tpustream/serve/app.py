@@ -3,16 +3,23 @@
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from tpustream import __version__
+from tpustream.serve.access.gate import Access, Gate
 from tpustream.serve.answer import Settings
 from tpustream.serve.chat import chat_routes
 from tpustream.serve.completions import completion_routes
 from tpustream.serve.errors import install_error_handlers
+from tpustream.serve.exchange import Exchange, Exchanges
 from tpustream.serve.models import model_routes
+from tpustream.serve.observe.logs import log_exchange
+from tpustream.serve.observe.metrics import Metrics
+from tpustream.serve.observe.route import metric_routes
+from tpustream.serve.observe.traces import Traces
 from tpustream.serve.schema import ChatRequest, CompletionRequest
 from tpustream.serve.service import ServedRuntime, Service
-from tpustream.serve.transport import RequestIds
 
 REFERENCE = "#/components/schemas/{model}"
 BODIES = {"/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest}
@@ -23,6 +30,9 @@ def create_app(
     *,
     names: tuple[str, ...] = (),
     settings: Settings | None = None,
+    access: Access | None = None,
+    cors_origins: tuple[str, ...] = (),
+    traces: Traces | None = None,
 ) -> FastAPI:
     """The ASGI application that serves `runtime`; its Service is `app.state.service`.
 
@@ -30,18 +40,41 @@ def create_app(
 
     Args:
       names: what clients may call the model; () means the runtime's own name.
-      settings: keep-alive and body limit; None for the defaults.
+      settings: how the server behaves over time; None for the defaults.
+      access: who may enter; None lets everybody in.
+      cors_origins: web pages that may call from a browser, "*" for all.
+      traces: gets a span of every request; None for none.
     """
-    service = Service(names=names)
+    settings = settings or Settings()
+    metrics = Metrics(gap_threshold=settings.gap_threshold, memory_bandwidth=settings.memory_bandwidth)
+    service = Service(names=names, metrics=metrics)
     if runtime is not None:
         service.attach(runtime)
-    settings = settings or Settings()
     app = FastAPI(title="tpustream", version=__version__, redirect_slashes=False)
     app.state.service = service
     app.include_router(chat_routes(service, settings))
     app.include_router(completion_routes(service, settings))
     app.include_router(model_routes(service))
-    app.add_middleware(RequestIds)
+    app.include_router(metric_routes(metrics))
+    if access is not None:
+        app.add_middleware(Gate, access=access)
+    if cors_origins:  # around the gate: a browser asks first without a key, and has to see a refusal
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+
+    def ended(scope: Scope, exchange: Exchange) -> None:
+        if scope.get("method") != "GET":
+            metrics.exchange_ended(exchange)
+        log_exchange(scope, exchange)
+        if traces is not None:
+            traces.ended(scope, exchange)
+
+    app.add_middleware(Exchanges, ended=ended)
     install_error_handlers(app)
     app.openapi = lambda: _openapi(app)
     return app

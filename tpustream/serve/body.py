@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from tpustream.serve.errors import ApiError, from_validation
 
@@ -26,10 +27,13 @@ async def read_body(request: Request, schema: type[Schema], limit: int) -> Schem
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise _too_large(limit)
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit:
+                raise _too_large(limit)
+    except ClientDisconnect:
+        raise ApiError(400, "The body did not arrive whole", code="request_incomplete") from None
     try:
         return schema.model_validate_json(bytes(body))
     except ValidationError as error:

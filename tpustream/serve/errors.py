@@ -111,20 +111,21 @@ def error_response(error: ApiError) -> Response:
 def install_error_handlers(app: FastAPI) -> None:
     """Give every failure of `app` the envelope: ours, the router's 404 and 405, and the unexpected."""
 
-    async def on_api_error(_: Request, error: ApiError) -> Response:
+    async def on_api_error(request: Request, error: ApiError) -> Response:
+        request.state.exchange.error = error.code or error.type
         return error_response(error)
 
-    async def on_invalid_request(_: Request, error: InvalidRequest) -> Response:
-        return error_response(from_core(error))
+    async def on_invalid_request(request: Request, error: InvalidRequest) -> Response:
+        return await on_api_error(request, from_core(error))
 
-    async def on_stopped(_: Request, error: EngineStopped) -> Response:
-        return error_response(unavailable(f"The engine has stopped: {error}", 30, "engine_stopped"))
+    async def on_stopped(request: Request, error: EngineStopped) -> Response:
+        stopped = unavailable(f"The engine has stopped: {error}", 30, "engine_stopped")
+        return await on_api_error(request, stopped)
 
-    async def on_full(_: Request, error: QueueFull) -> Response:
+    async def on_full(request: Request, error: QueueFull) -> Response:
         headers = {"Retry-After": str(math.ceil(error.retry_after))}
-        return error_response(
-            ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers=headers)
-        )
+        full = ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers=headers)
+        return await on_api_error(request, full)
 
     async def on_http(request: Request, error: HTTPException) -> Response:
         message = str(error.detail)
@@ -133,10 +134,13 @@ def install_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             message = f"Not allowed to {request.method} on {request.url.path}"
         kind = INVALID if error.status_code < 500 else SERVER
-        return error_response(ApiError(error.status_code, message, type=kind, headers=error.headers))
+        return await on_api_error(
+            request, ApiError(error.status_code, message, type=kind, headers=error.headers)
+        )
 
     async def on_unexpected(request: Request, error: Exception) -> Response:
-        headers = {"X-Request-Id": request.state.request_id}
+        request.state.exchange.error = type(error).__name__
+        headers = {"X-Request-Id": request.state.exchange.request_id}
         return error_response(
             ApiError(500, f"Internal error: {type(error).__name__}", type=SERVER, headers=headers)
         )

@@ -69,7 +69,7 @@ async def whole_reply(generation: Generation, dialect: Dialect, heading: Heading
         for index, delta in await generation.next(None):
             parts[index].append(delta)
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                raise failure(delta)
+                raise failure(generation, delta)
     choices = [dialect.whole_choice(index, merge(deltas)) for index, deltas in parts.items()]
     return heading.object(dialect.whole_object, choices) | {"usage": generation.usage()}
 
@@ -92,7 +92,7 @@ async def stream_reply(
         out = bytearray()
         for index, delta in deltas:
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                error = failure(delta)
+                error = failure(generation, delta)
                 failed = envelope(error.message, type=error.type, code=error.code)
                 yield bytes(out) + events.event(failed) + events.done()
                 return
@@ -153,8 +153,12 @@ def merge(deltas: list[Delta]) -> Delta:
     )
 
 
-def failure(delta: Delta) -> ApiError:
-    """What to tell the client of a stream that did not end well: 503 when it never began, else 500."""
+def failure(generation: Generation, delta: Delta) -> ApiError:
+    """What to tell the client of a stream that did not end well: 503 when it never began, else 500, or
+    what the server ended it with.
+    """
+    if generation.ended_early is not None:
+        return generation.ended_early
     if delta.finish is FinishReason.EXPIRED:
         return unavailable(delta.error, RETRY_EXPIRED, "deadline_exceeded")
     message = delta.error or "The stream was cancelled by the server"

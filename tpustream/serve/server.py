@@ -1,23 +1,48 @@
 """The process around the application: a bound socket, uvicorn, and a stop in good order.
 
 The port is bound before the model is loaded, so that a port in use is known at once and a probe can
-see the server wait. A stop lets running streams finish for a moment and then ends them with an error
-that says so. Knows nothing of flags.
+see the server wait. A stop refuses what is new, lets running streams finish for a while, and then ends
+them with an error that says so. An engine that fails stops the server. Knows nothing of flags.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import socket
+import ssl
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
+from tpustream.serve.protocol import ConnectionBounds, bounded
 from tpustream.serve.service import Service
 
-DRAIN_SECONDS = 2.0
+DRAIN_SECONDS = 25.0  # Kubernetes kills after 30
 FLUSH_SECONDS = 2  # for a client that reads its last events slowly
+LOOK_SECONDS = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What TLS needs: files in PEM form, the certificate with its chain, and its private key.
+
+    Raises OSError or ValueError when the two cannot be used together.
+    """
+
+    cert: Path
+    key: Path
+
+    def __post_init__(self):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"TLS: wanted PEM files that fit, got {self.cert} and {self.key}: {error.reason}"
+            ) from None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -39,12 +64,13 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def url_of(bound: socket.socket) -> str:
+def url_of(bound: socket.socket, *, tls: bool = False) -> str:
     """Where a client on this machine finds the server."""
     host, port = bound.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "localhost"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def is_loopback(bound: socket.socket) -> bool:
@@ -55,23 +81,42 @@ def is_loopback(bound: socket.socket) -> bool:
 class Server(uvicorn.Server):
     """uvicorn with signals left to the caller, and streams that end in good order.
 
-    `stop` may be called from a signal handler or another thread; `run(sockets=[...])` returns after it.
+    `stop` may be called from a signal handler or another thread; `run(sockets=[...])` returns after it,
+    or when the engine has failed.
+
+    Args:
+      drain_seconds: that running streams get to finish in.
+      bounds: of one connection; None for the defaults.
+      certificate: for TLS; None for plain HTTP.
+      follow_engine: stop when the engine has stopped.
     """
 
-    def __init__(self, app: FastAPI, *, drain_seconds: float = DRAIN_SECONDS):
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        drain_seconds: float = DRAIN_SECONDS,
+        bounds: ConnectionBounds | None = None,
+        certificate: Certificate | None = None,
+        follow_engine: bool = True,
+    ):
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=bounded(bounds or ConnectionBounds()),
             lifespan="off",
+            log_config=None,  # the process decides (observe/logs.py)
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(drain_seconds) + FLUSH_SECONDS,
+            timeout_graceful_shutdown=FLUSH_SECONDS,
+            ssl_certfile=certificate and certificate.cert,
+            ssl_keyfile=certificate and certificate.key,
         )
         super().__init__(config)
         self._service: Service = app.state.service
         self._drain_seconds = drain_seconds
+        self._follow_engine = follow_engine
 
     def stop(self) -> None:
         """Begin to stop; called again, do not wait for streams any longer."""
@@ -79,12 +124,23 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let running streams finish for a moment, then end them, then close."""
+        """Refuse what is new, let running streams finish for a while, then end them, then close.
+
+        The port stays open in the meantime, so that a probe sees the server drain.
+        """
         self._service.refuse_new()
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._drain_seconds, self._service.end_all, "The server is shutting down")
+        patience = time.monotonic() + self._drain_seconds
+        while self._service.generations and time.monotonic() < patience and not self.force_exit:
+            await asyncio.sleep(LOOK_SECONDS)
+        self._service.end_all()
         await super().shutdown(sockets)
-        timer.cancel()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the server."""
+        runtime = self._service.runtime
+        if self._follow_engine and runtime is not None and runtime.engine.stopped is not None:
+            return True
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

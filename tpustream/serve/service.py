@@ -11,8 +11,10 @@ from typing import Protocol
 from tpustream import __version__
 from tpustream.config import EngineConfig
 from tpustream.control.engine_stream import TokenEngine
+from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped
 from tpustream.serve.errors import ApiError, unavailable
+from tpustream.serve.observe.metrics import CompileCount, Metrics
 from tpustream.text.chat_template import ChatTemplate
 from tpustream.text.vocabulary import Tokenizer
 
@@ -31,6 +33,9 @@ class ServedEngine(TokenEngine, Protocol):
     def check_room(self, requests: int) -> None:
         """Raise QueueFull when this many more would be refused now."""
 
+    def stats(self) -> EngineStats:
+        """What it tells whoever watches."""
+
 
 class ServedRuntime(Protocol):
     """A loaded model: `tpustream.runtime.Runtime` is one."""
@@ -38,6 +43,7 @@ class ServedRuntime(Protocol):
     engine: ServedEngine
     tokenizer: Tokenizer
     name: str
+    compile_guard: CompileCount
 
     def stop(self) -> None:
         """End every stream and what runs behind it."""
@@ -46,7 +52,7 @@ class ServedRuntime(Protocol):
 class Endable(Protocol):
     """A generation, as a shutdown sees it."""
 
-    def end(self, reason: str) -> None: ...
+    def end(self, error: ApiError) -> None: ...
 
 
 class Service:
@@ -54,6 +60,7 @@ class Service:
 
     Args:
       names: what clients may call the model, the first one is reported; () means its own name.
+      metrics: what counts everything that happens.
 
     Attributes:
       runtime: None until `attach`.
@@ -62,7 +69,8 @@ class Service:
       generations: what is being answered.
     """
 
-    def __init__(self, *, names: tuple[str, ...] = ()):
+    def __init__(self, *, names: tuple[str, ...] = (), metrics: Metrics):
+        self.metrics = metrics
         self.runtime: ServedRuntime | None = None
         self.chat_template: ChatTemplate | None = None
         self.names = names
@@ -78,6 +86,7 @@ class Service:
         self.names = self.names or (runtime.name,)
         identity = repr((runtime.name, runtime.engine.config, __version__))
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self.metrics.attach(runtime)
         self.runtime = runtime  # last: what sees it may use all of the above
 
     def fail(self, reason: str) -> None:
@@ -87,7 +96,7 @@ class Service:
     def ready(self) -> ServedRuntime:
         """The runtime. Raises ApiError 503, or EngineStopped, with the reason while there is none to use."""
         if self._draining:
-            raise unavailable("The server is shutting down", RETRY_DRAINING, "shutting_down")
+            raise shutting_down()
         if self.failure is not None:
             raise unavailable(f"The model could not be loaded: {self.failure}", RETRY_DRAINING, "load_failed")
         if self.runtime is None:
@@ -117,7 +126,12 @@ class Service:
         """From now on nobody comes in; who is in may finish."""
         self._draining = True
 
-    def end_all(self, reason: str) -> None:
-        """End every generation with an error that says `reason`."""
+    def end_all(self) -> None:
+        """End every generation with an error that says that the server is shutting down."""
         for generation in tuple(self.generations):
-            generation.end(reason)
+            generation.end(shutting_down())
+
+
+def shutting_down() -> ApiError:
+    """503: this server goes; another one may answer."""
+    return unavailable("The server is shutting down", RETRY_DRAINING, "shutting_down")

@@ -8,6 +8,7 @@ the engine when the Generation closes is cancelled.
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -15,20 +16,32 @@ from typing import Any
 
 from tpustream.control.text_stream import TextStream
 from tpustream.core.request import Delta, FinishReason, Request, TokenEvent
+from tpustream.serve.errors import SERVER, ApiError
+from tpustream.serve.exchange import Exchange
 from tpustream.serve.service import ServedRuntime, Service
+
+MOST_AT_ONCE = 256  # tokens, some milliseconds of work, before others have their turn
 
 
 class Generation:
     """Runs `requests` on the engine and yields their text as it comes; `choices` of them a prompt.
 
     Must be made, read and closed on the event loop. Raises InvalidRequest, QueueFull or EngineStopped
-    when the engine refuses one of the requests; none of them runs then.
+    when the engine refuses one of the requests, and ApiError when the client's own bounds do; none of
+    them runs then.
+
+    Args:
+      exchange: the HTTP request that it belongs to.
+      timeout: seconds after which it ends with an error; None is no bound.
+      max_unread: tokens a choice that may wait for a client that reads slowly; then it ends with an error,
+        after what it has. Nobody else is slowed: the engine never waits for a reader.
 
     Attributes:
       open: indices whose stream has not ended.
       prompt_tokens: of all prompts, each counted once; the caller's figure.
       cached_tokens: of the prompt tokens, those that came from the prefix cache.
       completion_tokens: tokens that came so far, of all choices.
+      ended_early: why the server ended it, or None.
     """
 
     def __init__(
@@ -39,8 +52,14 @@ class Generation:
         *,
         prompt_tokens: int,
         choices: int = 1,
+        exchange: Exchange,
+        timeout: float | None = None,
+        max_unread: int,
     ):
+        exchange.client.enter(len(requests), prompt_tokens)
+        exchange.prompt_tokens = prompt_tokens
         self.open = set(range(len(requests)))
+        self.ended_early: ApiError | None = None
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.completion_tokens = 0
@@ -50,9 +69,18 @@ class Generation:
         self._requests = tuple(requests)
         self._texts = [TextStream(runtime.tokenizer, request.sampling) for request in requests]
         self._running: set[int] = set()
-        self._arrived: deque[tuple[int, TokenEvent]] = deque()
-        self._ended_early: str | None = None
+        self._arrived: deque[tuple[int, TokenEvent, float]] = deque()
+        self._max_unread = max_unread * len(requests)
+        self._overrun = False
+        self._metrics = service.metrics
+        self._watches = [service.metrics.watch() for _ in requests]
+        self._compile_guard = runtime.compile_guard
+        self._returned = self._asked = time.monotonic()
+        self._exchange = exchange
         self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        if timeout is not None:
+            self._timer = self._loop.call_later(timeout, self.end, timed_out(timeout))
         self._news = asyncio.Event()
         self._woken = False
         service.generations.add(self)
@@ -60,7 +88,9 @@ class Generation:
             self._start()
         except BaseException:
             self.close()
+            exchange.client.spend(-prompt_tokens)
             raise
+        service.metrics.entered(prompt_tokens)
 
     def _start(self) -> None:
         for index, request in enumerate(self._requests):
@@ -76,36 +106,42 @@ class Generation:
 
         May be empty. Not to be called once `open` is empty.
         """
+        self._asked = time.monotonic()
         if self._arrived:
             await asyncio.sleep(0)  # a fast stream must not keep the loop from the others
-        elif self._ended_early is None:
+        elif self.ended_early is None:
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._news.wait()
         deltas = []
-        while self._arrived:
-            index, event = self._arrived.popleft()
-            delta = self._delta(index, event)
+        for _ in range(min(len(self._arrived), MOST_AT_ONCE)):
+            index, event, came = self._arrived.popleft()
+            delta = self._delta(index, event, came)
             if delta is not None:
                 deltas.append((index, delta))
-        if self._ended_early is not None:
-            failed = Delta(finish=FinishReason.ERROR, error=self._ended_early)
-            deltas += [(index, failed) for index in sorted(self.open)]
-            self.open.clear()
+        if self.ended_early is not None and not self._arrived:
+            for index in sorted(self.open):
+                self._ended(index, FinishReason.ERROR)
+                deltas.append((index, Delta(finish=FinishReason.ERROR, error=self.ended_early.message)))
+        self._returned = time.monotonic()
         return deltas
 
-    def end(self, reason: str) -> None:
-        """End all streams that are still open with an error that says `reason`."""
-        self._ended_early = reason
+    def end(self, error: ApiError) -> None:
+        """End all streams that are still open with this error."""
+        self.ended_early = error
+        self._exchange.error = error.code
         self._cancel_running()
         self._news.set()
 
     def close(self) -> None:
         """Cancel what still runs and give back its place. May be called twice."""
         self._cancel_running()
-        self.open.clear()
+        for index in tuple(self.open):
+            self._ended(index, FinishReason.CANCELLED)
         self._service.generations.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object, so far."""
@@ -119,7 +155,11 @@ class Generation:
     def _sink(self, index: int, event: TokenEvent) -> None:
         # On the engine's thread. The append comes before the look at the flag, and the loop lowers the
         # flag before it looks at the deque, so no event is left behind.
-        self._arrived.append((index, event))
+        self._arrived.append((index, event, time.monotonic()))
+        if len(self._arrived) > self._max_unread and not self._overrun:
+            self._overrun = True
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.end, read_too_slowly(self._max_unread))
         if not self._woken:
             self._woken = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
@@ -129,26 +169,70 @@ class Generation:
         self._woken = False
         self._news.set()
 
-    def _delta(self, index: int, event: TokenEvent) -> Delta | None:
+    def _delta(self, index: int, event: TokenEvent, came: float) -> Delta | None:
         if event.finish is not None:
             self._running.discard(index)
         if index not in self.open:
             return None
-        if self._ended_early is not None and event.finish == FinishReason.CANCELLED:
+        if self.ended_early is not None and event.finish == FinishReason.CANCELLED:
             return None  # our own cancel; `next` ends the stream with the reason
         delta = self._texts[index].push(event)
         if delta is None:
             return None
-        self.completion_tokens += event.token is not None
+        if event.token is not None:
+            self._count_token(index, event, came)
         if event.cached_tokens and index % self._choices == 0:  # a prompt's other choices find the first's
             self.cached_tokens += event.cached_tokens
         if delta.finish is not None:
-            self.open.discard(index)
+            self._ended(index, delta.finish)
             if index in self._running:  # a stop string matched: the engine does not know yet
                 self._running.discard(index)
                 self._engine.cancel(self._requests[index].id, FinishReason.STOP)
         return delta
 
+    def _count_token(self, index: int, event: TokenEvent, came: float) -> None:
+        exchange, watch, taken = self._exchange, self._watches[index], time.monotonic()
+        compilations = self._compile_guard.count
+        self.completion_tokens += 1
+        exchange.completion_tokens += 1
+        exchange.client.spend(1)
+        if watch.begun:
+            gap, held_up = watch.next(
+                event,
+                came=came,
+                returned=self._returned,
+                asked=self._asked,
+                taken=taken,
+                compilations=compilations,
+            )
+        else:
+            gap = None
+            held_up = watch.first(
+                event, arrived=exchange.arrived, came=came, taken=taken, compilations=compilations
+            )
+            self._metrics.first_token(taken - exchange.arrived, event.queued)
+        self._metrics.token(gap, held_up)
+        if exchange.first_token is None:
+            exchange.first_token = taken - exchange.arrived
+
+    def _ended(self, index: int, finish: FinishReason) -> None:
+        self.open.discard(index)
+        self._exchange.client.leave()
+        self._exchange.finishes.append(finish.value)
+        self._metrics.finished(finish, time.monotonic() - self._exchange.arrived)
+
     def _cancel_running(self) -> None:
         while self._running:
             self._engine.cancel(self._requests[self._running.pop()].id)
+
+
+def timed_out(seconds: float) -> ApiError:
+    """504: the answer took longer than the server allows."""
+    message = f"The answer took longer than {seconds:g} seconds"
+    return ApiError(504, message, type=SERVER, code="request_timeout")
+
+
+def read_too_slowly(tokens: int) -> ApiError:
+    """408: the client left more unread than the server keeps."""
+    message = f"The stream was read too slowly: more than {tokens} tokens were waiting to be read"
+    return ApiError(408, message, code="slow_reader")

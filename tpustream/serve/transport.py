@@ -5,18 +5,14 @@ slots are free at once.
 """
 
 import asyncio
-import re
-import secrets
 from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
-from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tpustream.serve.tokens import Generation
 
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 CLIENT_CLOSED = 499  # nginx's word; nobody is there to read it
 
 Result = TypeVar("Result")
@@ -73,34 +69,6 @@ async def until_gone(work: Awaitable[Result], receive: Receive) -> Result | None
     finally:
         working.cancel()
         leaving.cancel()
-
-
-class RequestIds:
-    """Middleware: every response carries X-Request-Id, the client's own or a new one.
-
-    Kept as `request.state.request_id` for the handler of unexpected errors, which answers from outside
-    of all middleware.
-    """
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on to the application, with the header added to what it answers."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
-
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
-        await self.app(scope, receive, send_with_id)
 
 
 async def _gone(receive: Receive) -> None:

@@ -29,7 +29,6 @@ struct ChunkStep {
 namespace chunk {
 
 constexpr int64_t kColumns = 64;
-constexpr int64_t kTaskRows = 16;  // tokens that a thread takes at a time
 
 inline void WriteHead(const ChunkStep& step, int64_t head) {
   const int64_t head_dim = step.head_dim, stride = step.kv_heads * head_dim;
@@ -41,44 +40,51 @@ inline void WriteHead(const ChunkStep& step, int64_t head) {
     std::copy_n(step.v + t * stride + head * head_dim, head_dim, v + t * head_dim);
 }
 
-// One query under way: where it stands and its softmax so far.
+// One query under way: where it stands and its softmax so far, summed lane by lane.
 struct Row {
   int64_t position;
-  float peak, total, poison;
+  float peak;
+  Vec total, poison;
 };
 
 // Weights of one row's scores in place, and what the row held so far scaled down to the new peak.
-inline void Carry(const ChunkStep& step, int64_t column, int64_t count, Row& row, float* scores, float* out) {
+inline void Carry(const ChunkStep& step, int64_t column, Row& row, float* scores, float* out) {
   const float lowest = -std::numeric_limits<float>::infinity();
   const int64_t oldest = row.position - step.window;
-  Vec peak = Splat(lowest), total{}, poison{};
+  const bool all = column + kColumns - 1 <= row.position && column > oldest;
   VecInt lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  for (int64_t c = 0; c < count; c += kLanes) {
-    const Vec score = step.rule(Load(scores + c));
-    const VecInt position = lane + static_cast<int32_t>(column + c);
-    const VecInt seen = (position <= static_cast<int32_t>(row.position)) & (position > static_cast<int32_t>(oldest));
-    poison += seen ? score * 0.0f : Vec{};  // NaN and infinity pass no maximum
-    const Vec masked = seen ? score : Splat(lowest);
-    peak = Max(peak, masked);
-    Store(scores + c, masked);
+  Vec peak = Splat(lowest);
+  for (int64_t c = 0; c < kColumns; c += kLanes) {
+    Vec score = step.rule(Load(scores + c));
+    if (all) {
+      row.poison += score * 0.0f;  // NaN and infinity pass no maximum
+    } else {
+      const VecInt position = lane + static_cast<int32_t>(column + c);
+      const VecInt seen =
+          (position <= static_cast<int32_t>(row.position)) & (position > static_cast<int32_t>(oldest));
+      row.poison += seen ? score * 0.0f : Vec{};
+      score = seen ? score : Splat(lowest);
+    }
+    peak = Max(peak, score);
+    Store(scores + c, score);
   }
   const float highest = std::max(row.peak, Largest(peak));
-  row.poison += Sum(poison);
   if (highest == lowest) {
     std::fill_n(scores, kColumns, 0.0f);
     return;
   }
-  const float shrink = ExpNegative(Splat(row.peak - highest))[0];
-  for (int64_t c = 0; c < count; c += kLanes) {
+  if (highest != row.peak) {
+    const float shrink = ExpNegative(Splat(row.peak - highest))[0];
+    row.peak = highest;
+    row.total *= shrink;
+    for (int64_t h = 0; h < step.head_dim; h += kLanes) Store(out + h, Load(out + h) * shrink);
+  }
+  for (int64_t c = 0; c < kColumns; c += kLanes) {
     const Vec weight = ExpNegative(Load(scores + c) - highest);
-    total += weight;
+    row.total += weight;
     Store(scores + c, weight);
   }
-  row.total = row.total * shrink + Sum(total);
-  row.peak = highest;
-  if (shrink != 1.0f)
-    for (int64_t h = 0; h < step.head_dim; h += kLanes) Store(out + h, Load(out + h) * shrink);
 }
 
 // Tokens first..last of one kv head's queries.
@@ -95,7 +101,7 @@ inline void Rows(const ChunkStep& step, int64_t head, int64_t first, int64_t las
     for (int64_t g = 0; g < group; ++g) {
       const float* q = step.q + (t * step.heads + head * group + g) * head_dim;
       std::copy_n(q, head_dim, queries.data() + rows.size() * head_dim);
-      rows.push_back({step.start + t, -std::numeric_limits<float>::infinity(), 0.0f, 0.0f});
+      rows.push_back(Row{step.start + t, -std::numeric_limits<float>::infinity(), Vec{}, Vec{}});
     }
   const int64_t oldest = std::max<int64_t>(0, step.start + first - step.window + 1);
   for (int64_t column = oldest / kColumns * kColumns; column < step.start + last; column += kColumns) {
@@ -112,15 +118,15 @@ inline void Rows(const ChunkStep& step, int64_t head, int64_t first, int64_t las
       alignas(64) float scores[kRows][kColumns];
       Scores<kRows>(queries.data() + r * head_dim, head_dim, keys.data(), kColumns, kColumns, scores[0], kColumns);
       for (int i = 0; i < kRows; ++i)
-        Carry(step, column, kColumns, rows[r + i], scores[i], sums.data() + (r + i) * head_dim);
+        Carry(step, column, rows[r + i], scores[i], sums.data() + (r + i) * head_dim);
       AddWeighted<kRows>(scores[0], kColumns, values, head_dim, columns, sums.data() + r * head_dim, head_dim);
     });
   }
   for (int64_t r = 0; r < count; ++r) {
     float* out = step.out + ((first + r / group) * step.heads + head * group + r % group) * head_dim;
     const float* sum = sums.data() + r * head_dim;
-    for (int64_t h = 0; h < head_dim; h += kLanes)
-      Store(out + h, Load(sum + h) / rows[r].total + rows[r].poison);
+    const float total = Sum(rows[r].total), poison = Sum(rows[r].poison);
+    for (int64_t h = 0; h < head_dim; h += kLanes) Store(out + h, Load(sum + h) / total + poison);
   }
 }
 
@@ -128,11 +134,13 @@ inline void Rows(const ChunkStep& step, int64_t head, int64_t first, int64_t las
 
 inline void ChunkAttention(Pool& pool, const ChunkStep& step) {
   pool.For(step.kv_heads, [&](int64_t head) { chunk::WriteHead(step, head); });
-  const int64_t tasks = (step.count + chunk::kTaskRows - 1) / chunk::kTaskRows;
+  // Tokens that a thread takes at a time: keys are copied once for them, but every thread wants some.
+  const int64_t size = step.count > 64 ? 32 : 16;
+  const int64_t tasks = (step.count + size - 1) / size;
   pool.For(step.kv_heads * tasks, [&](int64_t i) {
     // The last rows see the most: they go first.
-    const int64_t first = (tasks - 1 - i / step.kv_heads) * chunk::kTaskRows;
-    chunk::Rows(step, i % step.kv_heads, first, std::min(first + chunk::kTaskRows, step.count));
+    const int64_t first = (tasks - 1 - i / step.kv_heads) * size;
+    chunk::Rows(step, i % step.kv_heads, first, std::min(first + size, step.count));
   });
   const int64_t row = step.heads * step.head_dim;
   std::fill(step.out + step.count * row, step.out + step.rows * row, 0.0f);

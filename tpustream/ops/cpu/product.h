@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -70,27 +71,54 @@ class Dot {
 #endif
 };
 
-// Calls store(row, values[kPanel]) for every row's products with one panel.
+// Products of one row with one panel.
+struct PanelRow {
+  Vec low, high;  // channels 0..15 and 16..31
+
+  void StoreTo(float* to, int64_t channels) const {
+    if (channels == kPanel) {
+      Store(to, low);
+      Store(to + kLanes, high);
+    } else {
+      alignas(64) float whole[kPanel];
+      Store(whole, low);
+      Store(whole + kLanes, high);
+      std::copy_n(whole, channels, to);
+    }
+  }
+
+  static PanelRow LoadFrom(const float* from, int64_t channels) {
+    return {LoadPart(from, std::min<int64_t>(channels, kLanes)),
+            channels > kLanes ? LoadPart(from + kLanes, channels - kLanes) : Vec{}};
+  }
+};
+
+inline Vec FloatsOf(const int32_t* sums, int32_t offset) {
+  VecInt v;
+  std::memcpy(&v, sums, sizeof(v));
+  return __builtin_convertvector(v - offset, Vec);
+}
+
+// Calls store(row, PanelRow) for every row's products with one panel.
 template <typename StoreRow>
 void PanelProduct(const Dot& dot, const QuantizedRows& x, int64_t rows, const Panels& w, int64_t panel,
                   const StoreRow& store) {
   alignas(64) int32_t sums[Dot::kRows][kPanel];
-  alignas(64) float values[kPanel];
-  const float* weight_scale = w.scale + panel * kPanel;
+  const Vec low_scale = Load(w.scale + panel * kPanel), high_scale = Load(w.scale + panel * kPanel + kLanes);
   const int64_t step = dot.rows() / 2;
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t last = std::min(first + step, rows);
     dot(static_cast<int>(2 * (last - first)), x.values.data() + 2 * first * x.stride, x.stride, w.at(panel),
         w.quads, sums);
     for (int64_t row = first; row < last; ++row) {
-      const int32_t *high = sums[2 * (row - first)], *low = high + kPanel;
-      const int32_t high_offset = x.offset[2 * row], low_offset = x.offset[2 * row + 1];
-      const float row_scale = x.scale[row];
-      for (int64_t o = 0; o < kPanel; ++o) {
-        const float sum = static_cast<float>(high[o] - high_offset) * 256.0f + static_cast<float>(low[o] - low_offset);
-        values[o] = (sum * row_scale) * weight_scale[o];
-      }
-      store(row, values);
+      // High bytes, then low ones.
+      const int32_t *big = sums[2 * (row - first)], *small = big + kPanel;
+      const int32_t big_offset = x.offset[2 * row], small_offset = x.offset[2 * row + 1];
+      const auto product = [&](int64_t o, Vec weight_scale) {
+        const Vec sum = FloatsOf(big + o, big_offset) * 256.0f + FloatsOf(small + o, small_offset);
+        return (sum * x.scale[row]) * weight_scale;
+      };
+      store(row, PanelRow{product(0, low_scale), product(kLanes, high_scale)});
     }
   }
 }
@@ -114,8 +142,9 @@ inline void Product(Pool& pool, const QuantizedRows& x, int64_t rows, const std:
       for (int64_t panel = begin; panel < last; ++panel) {
         const int64_t channels = std::min(kPanel, target.outputs - panel * kPanel);
         float* y = target.y + panel * kPanel;
-        PanelProduct(dot, x, rows, target.weight, panel,
-                     [&](int64_t row, const float* values) { std::copy_n(values, channels, y + row * target.outputs); });
+        PanelProduct(dot, x, rows, target.weight, panel, [&](int64_t row, const PanelRow& values) {
+          values.StoreTo(y + row * target.outputs, channels);
+        });
       }
       begin = std::max<int64_t>(begin - target.weight.count, 0);
       end -= target.weight.count;
@@ -143,16 +172,12 @@ inline void Gated(Pool& pool, const QuantizedRows& x, int64_t rows, const Panels
       const int64_t channels = std::min(kPanel, outputs - panel * kPanel);
       float* y = h + panel * kPanel;
       PanelProduct(dot, x, rows, gate, panel,
-                   [&](int64_t row, const float* values) { std::copy_n(values, channels, y + row * outputs); });
-      PanelProduct(dot, x, rows, up, panel, [&](int64_t row, const float* values) {
+                   [&](int64_t row, const PanelRow& values) { values.StoreTo(y + row * outputs, channels); });
+      PanelProduct(dot, x, rows, up, panel, [&](int64_t row, const PanelRow& values) {
         float* to = y + row * outputs;
-        for (int64_t o = 0; o < channels; o += kLanes) {
-          const int64_t count = std::min<int64_t>(kLanes, channels - o);
-          const Vec result = Activate(activation, LoadPart(to + o, count)) * Load(values + o);
-          alignas(64) float whole[kLanes];
-          Store(whole, result);
-          std::copy_n(whole, count, to + o);
-        }
+        const PanelRow gated = PanelRow::LoadFrom(to, channels);
+        const Vec low = Activate(activation, gated.low) * values.low;
+        PanelRow{low, Activate(activation, gated.high) * values.high}.StoreTo(to, channels);
       });
     }
   });

@@ -49,17 +49,32 @@ inline void Store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
 
 inline Vec Max(Vec a, Vec b) { return a > b ? a : b; }
 
+inline Vec Turned8(Vec v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+inline Vec Turned4(Vec v) {
+  return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+}
+inline Vec Turned2(Vec v) {
+  return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+}
+inline Vec Turned1(Vec v) {
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+
 // In a fixed order, so that the same numbers give the same sum.
 inline float Sum(Vec v) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
+  v += Turned8(v);
+  v += Turned4(v);
+  v += Turned2(v);
+  return (v + Turned1(v))[0];
 }
 
 inline float Largest(Vec v) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = std::max(v[i], v[i + half]);
-  return v[0];
+  v = Max(v, Turned8(v));
+  v = Max(v, Turned4(v));
+  v = Max(v, Turned2(v));
+  return Max(v, Turned1(v))[0];
 }
 
 // e^x for x <= 0, within 2 units in the last place (Cephes expf); 0 below -87.

@@ -20,5 +20,4 @@ def project(
         return lambda x, weight: xla.matmul(x, weight, form=form, out_dtype=out_dtype)
 
     # Decided when the step is lowered for its platform; nothing of the other is compiled.
-    on_cpu = in_form(xla.choose_form(x.shape[0], "cpu"))
-    return jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=in_form("weight_only"))
+    return jax.lax.platform_dependent(x, weight, cpu=in_form("dynamic"), default=in_form("weight_only"))

@@ -1,0 +1,304 @@
+"""Who may enter: keys, tokens, what each may use, and that no credential is ever shown."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import jwt
+import openai
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+from tpustream.serve.access.api_keys import KeyFile, make_key, read_keys
+from tpustream.serve.access.clients import Budget, Clients, Limits
+from tpustream.serve.access.gate import Access
+from tpustream.serve.access.web_tokens import load_web_tokens
+
+from .scripted import ScriptedRuntime, say, serve, wait_until
+from .wire import chat_body, send_raw
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory):
+    """A server with the keys of alice, who has bounds, and bob, who has none; .alice and .bob."""
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    (alice, first), (bob, second) = make_key("alice"), make_key("bob")
+    first += " requests_per_minute=1000 tokens_per_minute=600 streams=2"
+    path.write_text(f"# users\n\n{first}\n{second}\n")
+    access = Access(clients=Clients(Limits()), keys=KeyFile(path))
+    with serve(ScriptedRuntime(), access=access) as served:
+        served.alice, served.bob = alice, bob
+        yield served
+
+
+@pytest.fixture
+def web(keyed):
+    with httpx.Client(base_url=keyed.url, timeout=10, trust_env=False) as client:
+        yield client
+
+
+def test_only_known_keys_pass(keyed, web):
+    """Every route but the probes; 401 in the envelope, without the key that was given."""
+    for headers in ({}, bearer("sk-wrong"), {"Authorization": "Basic abc"}, {"Authorization": "Bearer"}):
+        for method, path in (("GET", "/v1/models"), ("POST", CHAT), ("GET", "/openapi.json"), ("GET", "/x")):
+            response = web.request(method, path, headers=headers, json=chat_body())
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert "x-request-id" in response.headers
+            error = response.json()["error"]
+            assert error["code"] == "invalid_api_key"
+            assert "wrong" not in response.text
+    assert web.get("/health").status_code == web.get("/ready").status_code == 200
+    assert web.post(CHAT, json=chat_body(), headers=bearer(keyed.bob)).status_code == 200
+    client = openai.OpenAI(base_url=f"{keyed.url}/v1", api_key="nobody", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_the_name_of_the_key_shares_slots_fairly(keyed, web):
+    """The scheduler shares between the keys of requests: without it one client could take every slot."""
+    keyed.engine.reset()
+    web.post(TEXT, json={"prompt": ["a", "b"]}, headers=bearer(keyed.bob))
+    web.post(CHAT, json=chat_body(), headers=bearer(keyed.alice))
+    assert [request.key for request in keyed.engine.requests] == ["bob", "bob", "alice"]
+
+
+def test_streams_at_the_same_time_are_bounded(keyed, web):
+    """429 for one more, 400 for more than ever fit, and room again when a stream has ended."""
+    keyed.engine.reset()
+    keyed.engine.script = lambda _: say("x" * 50, pause=0.05)
+    body = json.dumps(chat_body(stream=True, n=2)).encode()
+    running = send_raw(keyed.port, CHAT, body, headers=bearer(keyed.alice))
+    wait_until(lambda: len(keyed.engine.requests) == 2)
+    response = web.post(CHAT, json=chat_body(), headers=bearer(keyed.alice))
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(response.headers["retry-after"]) >= 1
+    assert web.post(CHAT, json=chat_body(n=3), headers=bearer(keyed.alice)).json()["error"]["param"] == "n"
+    assert web.post(CHAT, json=chat_body(max_tokens=1), headers=bearer(keyed.bob)).status_code == 200
+    running.close()
+    wait_until(lambda: keyed.in_flight == 0)
+    keyed.engine.reset()
+    assert web.post(CHAT, json=chat_body(n=2), headers=bearer(keyed.alice)).status_code == 200
+
+
+def test_tokens_a_minute_are_bounded(keyed, web):
+    """Prompt and answer count together; the headers tell what is left; others are not touched."""
+    keyed.engine.reset()
+    keyed.engine.script = lambda _: say("x" * 700)
+    body = {"prompt": "abc", "max_tokens": 650}
+    first = web.post(TEXT, json=body, headers=bearer(keyed.alice))
+    assert first.status_code == 200
+    assert first.headers["x-ratelimit-limit-tokens"] == "600"
+    second = web.post(TEXT, json=body, headers=bearer(keyed.alice))
+    assert second.status_code == 429
+    assert "600 tokens a minute" in second.json()["error"]["message"]
+    assert second.headers["x-ratelimit-remaining-tokens"] == "0"
+    assert int(second.headers["retry-after"]) >= 1
+    assert web.post(TEXT, json=body, headers=bearer(keyed.bob)).status_code == 200
+
+
+def test_requests_a_minute_are_bounded(tmp_path):
+    """Of those that are to be worked on; reading the list of models costs nothing."""
+    path = tmp_path / "keys"
+    key, line = make_key("alice")
+    path.write_text(line)
+    access = Access(clients=Clients(Limits(requests_per_minute=2)), keys=KeyFile(path))
+    with (
+        serve(ScriptedRuntime(), access=access) as served,
+        httpx.Client(base_url=served.url, headers=bearer(key), trust_env=False) as web,
+    ):
+        assert web.get("/v1/models").headers["x-ratelimit-remaining-requests"] == "2"
+        assert [web.post(CHAT, json=chat_body()).status_code for _ in range(3)] == [200, 200, 429]
+        assert web.post(CHAT, content=b"no json").headers["x-ratelimit-remaining-requests"] == "0"
+        assert web.get("/v1/models").status_code == 200
+
+
+def test_budget_refills_evenly():
+    """Half a minute gives half of it back, an overdraft is paid first, and nothing is saved beyond it."""
+    now = [0.0]
+    budget = Budget(60, lambda: now[0])
+    budget.spend(90)
+    assert budget.left == -30
+    assert budget.wait_for(1) == pytest.approx(31)
+    assert budget.wait_for(1000) == pytest.approx(90)
+    now[0] = 45.0
+    assert budget.left == pytest.approx(15)
+    now[0] = 1000.0
+    assert budget.left == 60
+
+
+def test_clients_that_owe_nothing_are_forgotten(monkeypatch):
+    """Signed tokens may name any number of people."""
+    monkeypatch.setattr("tpustream.serve.access.clients.MOST_CLIENTS", 3)
+    clients = Clients(Limits(streams=5))
+    busy = clients.get("busy")
+    busy.enter(1, 10)
+    for number in range(10):
+        clients.get(str(number))
+    assert clients.get("busy") is busy
+    assert len(clients._known) <= 3
+
+
+def test_key_file_is_read_again_when_it_changes(tmp_path, caplog):
+    """A key is taken away or given without a restart; a broken file changes nothing and is reported."""
+    now = [0.0]
+    path = tmp_path / "keys"
+    (old, old_line), (new, new_line) = make_key("old"), make_key("new")
+    path.write_text(old_line)
+    keys = KeyFile(path, clock=lambda: now[0])
+    assert keys.find(old).name == "old"
+    path.write_text(new_line)
+    os.utime(path, ns=(1, 1))
+    now[0] += 2
+    assert keys.find(old) is None
+    assert keys.find(new).name == "new"
+    path.write_text(f"{new_line}\nmallory:{old}")
+    now[0] += 2
+    assert keys.find(new).name == "new"
+    assert "line 2: wanted NAME:SHA256" in caplog.text
+    assert old not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "wanted at least one key, got none"),
+        ("alice", "line 1: wanted NAME:SHA256"),
+        ("al ice:" + "0" * 64, "line 1: wanted NAME:SHA256"),
+        ("a:" + "0" * 64 + "\na:" + "1" * 64, "line 2: wanted one key a name, got 'a' again"),
+        ("a:" + "0" * 64 + " streams=-1", "line 1: wanted bounds requests_per_minute, streams"),
+        ("a:" + "0" * 64 + " speed=1", "line 1: wanted bounds"),
+    ],
+)
+def test_key_files_that_are_wrong(tmp_path, text, message):
+    """The line is named, and never shown: it may hold a key."""
+    path = tmp_path / "keys"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_keys(path)
+
+
+def test_make_key_command(tmp_path):
+    """What it prints is a key that the file lets in."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tpustream.serve.make_key", "alice"],
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = dict(line.split(": ", 1) for line in run.stdout.splitlines())
+    path = tmp_path / "keys"
+    path.write_text(printed["line"].strip())
+    assert printed["key"].strip() not in printed["line"]
+    assert KeyFile(path).find(printed["key"].strip()).name == "alice"
+    with pytest.raises(ValueError, match="name: wanted"):
+        make_key("a:b")
+
+
+def pem(public):
+    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+ED = ed25519.Ed25519PrivateKey.generate()
+KEYS = {
+    "HS256": (SECRET, SECRET),
+    "RS256": (RSA, pem(RSA.public_key())),
+    "EdDSA": (ED, pem(ED.public_key())),
+}
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+def test_signed_tokens_pass(tmp_path, algorithm):
+    """The subject is the client; whatever is expired, forged or for somebody else is refused."""
+    private, public = KEYS[algorithm]
+    path = tmp_path / "key"
+    path.write_bytes(public)
+    tokens = load_web_tokens(path, audience="tpustream", issuer="me")
+    good = {"sub": "carol", "exp": time.time() + 60, "aud": "tpustream", "iss": "me"}
+    with (
+        serve(ScriptedRuntime(), access=Access(clients=Clients(Limits()), web_tokens=tokens)) as served,
+        httpx.Client(base_url=served.url, trust_env=False) as web,
+    ):
+
+        def status(claims, key=private, algorithm=algorithm):
+            token = jwt.encode(claims, key, algorithm=algorithm)
+            return web.post(CHAT, json=chat_body(), headers=bearer(token)).status_code
+
+        assert status(good) == 200
+        assert [request.key for request in served.engine.requests] == ["jwt:carol"]
+        assert status(good | {"exp": time.time() - 60}) == 401
+        assert status(good | {"aud": "another"}) == 401
+        assert status(good | {"iss": "another"}) == 401
+        assert status(good | {"nbf": time.time() + 600}) == 401
+        for claim in good:
+            assert status({name: value for name, value in good.items() if name != claim}) == 401
+        assert status(good, key="", algorithm="none") == 401
+        assert status(good, key=b"x" * 32, algorithm="HS256") == 401
+        if algorithm != "HS256":  # the public key, known to all, as if it were the secret
+            forged = jwt.api_jws.PyJWS()
+            forged.get_algorithm_by_name("HS256").prepare_key = lambda key: key
+            header = jwt.utils.base64url_encode(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
+            claims = jwt.utils.base64url_encode(json.dumps(good).encode())
+            signed = forged.get_algorithm_by_name("HS256").sign(header + b"." + claims, public)
+            token = b".".join((header, claims, jwt.utils.base64url_encode(signed))).decode()
+            assert web.post(CHAT, json=chat_body(), headers=bearer(token)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"short", "wanted a secret of 32 bytes or more, got 5"),
+        (b"-----BEGIN PRIVATE KEY-----\nabc", "wanted the public key"),
+        (b"-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----", "wanted a public key in PEM form"),
+    ],
+)
+def test_token_keys_that_are_wrong(tmp_path, content, message):
+    """A server must not hold a private key, nor trust a secret that can be guessed."""
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_web_tokens(path)
+
+
+def request_lines(caplog):
+    return [record.fields for record in caplog.records if record.getMessage() == "request"]
+
+
+def test_log_lines_say_who_and_never_what(keyed, web, caplog):
+    """At the default level neither keys nor prompts nor answers are in the log, for good or bad requests."""
+    keyed.engine.reset()
+    keyed.engine.script = lambda _: say("the-answer")
+    with caplog.at_level(logging.INFO):
+        headers = bearer(keyed.bob) | {"X-Request-Id": "id-7"}
+        web.post(CHAT, json=chat_body("the-prompt"), headers=headers)
+        web.post(CHAT, json=chat_body("the-prompt", temperature="the-prompt"), headers=headers)
+        web.post(CHAT, json=chat_body("the-prompt"), headers=bearer("sk-the-prompt"))
+        web.get("/v1/models?key=the-prompt", headers=bearer(keyed.bob))
+        wait_until(lambda: len(request_lines(caplog)) == 4)
+    ours = [record for record in caplog.records if not record.name.startswith("http")]  # the client's
+    logged = json.dumps([vars(record) for record in ours], default=str)
+    for secret in (keyed.bob, "the-prompt", "the-answer"):
+        assert secret not in logged
+    lines = request_lines(caplog)
+    assert [line["status"] for line in lines] == [200, 400, 401, 200]
+    first = lines[0]
+    assert (first["request_id"], first["client"], first["path"]) == ("id-7", "bob", CHAT)
+    assert (first["completion_tokens"], first["finishes"]) == (11, "stop")
+    assert lines[2]["error"] == "invalid_api_key"

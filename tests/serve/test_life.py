@@ -1,0 +1,127 @@
+"""Overload and the end: slow readers, a drain that probes can see, an engine that fails."""
+
+import json
+import logging
+import signal
+import socket
+import time
+
+import httpx
+
+from tpustream.serve.answer import Settings
+
+from .scripted import ScriptedRuntime, say, serve, wait_until
+from .test_serve_command import banner_of, started
+from .wire import chat_body, events_of, send_raw, stream, text_of
+
+CHAT = "/v1/chat/completions"
+
+
+def rest_of(connection):
+    """Everything until the server closes or the stream is done."""
+    text = b""
+    while b"data: [DONE]\n\n" not in text[-40:]:
+        block = connection.recv(1 << 16)
+        if not block:
+            break
+        text += block
+    return text
+
+
+def plain(response):
+    """The body of a chunked response."""
+    body, _, rest = b"", *response.partition(b"\r\n\r\n")[1:]
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size, 16)
+        body, rest = body + rest[:length], rest[length + 2 :]
+    return body.decode()
+
+
+def test_slow_reader_ends_alone(caplog):
+    """What it left unread is bounded: it gets what is there and an error; a neighbour notices nothing."""
+    runtime = ScriptedRuntime()
+
+    def script(request):
+        return say("slow" * 2_000) if len(request.prompt) > 10 else say("quick", pause=0.01)
+
+    runtime.engine.script = script
+    settings = Settings(max_unread_tokens=1000)
+    with (
+        caplog.at_level(logging.INFO),
+        serve(runtime, settings=settings) as served,
+        httpx.Client(base_url=served.url, trust_env=False) as web,
+    ):
+        body = chat_body("x" * 20, stream=True, max_tokens=50_000)
+        slow = send_raw(served.port, CHAT, json.dumps(body).encode())
+        wait_until(lambda: runtime.engine.cancels, 5.0)
+        assert runtime.engine.cancels[0][0] == runtime.engine.requests[0].id
+        chunks, _ = stream(web, CHAT, chat_body())
+        assert text_of(chunks) == "quick"
+        events = events_of(plain(rest_of(slow)))
+        slow.close()
+        assert events[-1]["error"]["code"] == "slow_reader"
+        text = text_of(events[:-1])
+        assert 1000 <= len(text) < 8_000
+        assert text == ("slow" * 2_000)[: len(text)]
+        wait_until(lambda: served.in_flight == 0)
+    lines = [record.fields for record in caplog.records if record.getMessage() == "request"]
+    assert [line.get("error") for line in lines] == [None, "slow_reader"]
+
+
+def test_drain_lets_streams_finish_and_is_seen():
+    """/ready says that it drains, new requests get 503 with Retry-After, and the stream ends by itself."""
+    runtime = ScriptedRuntime()
+    runtime.engine.script = lambda _: say("x" * 12, pause=0.1)
+    with serve(runtime, drain_seconds=30.0) as served:
+        connection = send_raw(served.port, CHAT, json.dumps(chat_body(stream=True)).encode())
+        wait_until(lambda: runtime.engine.requests)
+        served.server.stop()
+        with httpx.Client(base_url=served.url, trust_env=False) as web:
+            wait_until(lambda: web.get("/ready").status_code == 503)
+            assert web.get("/ready").json()["error"]["code"] == "shutting_down"
+            assert web.get("/health").status_code == 200
+            refused = web.post(CHAT, json=chat_body())
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        text = rest_of(connection)
+        connection.close()
+        stopped = time.monotonic()
+    assert text.count(b'"content":"x"') == 12
+    assert b'"finish_reason":"stop"' in text
+    assert time.monotonic() - stopped < 5  # not the whole 30 seconds
+
+
+def test_second_signal_does_not_wait():
+    """Ctrl-C twice: the streams get their error at once."""
+    with started("--model=slow", "--drain_seconds=60") as process:
+        _, port = banner_of(process)
+        body = chat_body("x" * 100, stream=True)
+        connection = send_raw(port, CHAT, json.dumps(body).encode())
+        connection.recv(4096)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        text = rest_of(connection)
+        connection.close()
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 0, err
+    assert b"shutting down" in text
+
+
+def test_engine_that_fails_ends_the_process():
+    """Its streams get an error event and their end, the process exits with 1 and says why."""
+    with started("--model=dying") as process:
+        _, port = banner_of(process)
+        connection = send_raw(port, CHAT, json.dumps(chat_body("x" * 50, stream=True)).encode())
+        text = rest_of(connection)
+        connection.close()
+        _, err = process.communicate(timeout=10)
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert process.returncode == 1
+    assert b'"error":{"message":"the engine failed: the device is gone"' in text
+    assert b'"finish_reason":"' not in text
+    assert b"data: [DONE]" in text[-40:]
+    assert "error: the engine failed: the device is gone" in err
+    assert "Traceback" not in err

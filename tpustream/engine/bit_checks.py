@@ -1,0 +1,87 @@
+"""Whether a prompt gets the same bits packed as alone, and in pieces as whole, found out at the start.
+
+A product of many rows may sum in another order than one of few; which orders a compiler picks is known
+only from what it made. Rows of one executable are alike, whatever stands in the others.
+"""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+
+from tpustream.config import EngineConfig
+from tpustream.engine.compile import CompiledSteps
+from tpustream.engine.state import PrefixBlock, Weights
+
+_log = logging.getLogger(__name__)
+
+
+def keep_exact(
+    config: EngineConfig, weights: Weights, steps: CompiledSteps, *, vocab_size: int
+) -> CompiledSteps:
+    """The steps without those that would give a prompt other bits in company than it gets alone."""
+    steps = keep_exact_packs(config, weights, steps, vocab_size=vocab_size)
+    return keep_exact_piece(config, weights, steps, vocab_size=vocab_size)
+
+
+def keep_exact_packs(
+    config: EngineConfig, weights: Weights, steps: CompiledSteps, *, vocab_size: int
+) -> CompiledSteps:
+    """The steps without those packs that give a prompt other bits than it gets alone; each is logged.
+
+    Runs each once, with its bucket, on random tokens.
+    """
+    exact, prefix = {}, steps.initial_prefix()
+    for bucket, prompts in config.packs.items():
+        tokens = np.random.default_rng(0).integers(0, vocab_size, bucket).astype(np.int32)
+        prefix = dataclasses.replace(prefix, length=np.int32(0))
+        prefix, _ = steps.prefill[bucket, 0](weights, prefix, tokens, np.int32(bucket))
+        alone = jax.device_get(steps.save(prefix, np.int32(0)))
+        side_by_side = (np.tile(tokens, (prompts, 1)), np.full(prompts, bucket, np.int32))
+        prefix, _ = steps.prefill_packed[bucket](weights, prefix, *side_by_side)
+        packed = jax.device_get(steps.save(prefix, np.int32(0)))
+        if all(_same_bits(alone, packed, bucket, prompt * bucket) for prompt in range(prompts)):
+            exact[bucket] = steps.prefill_packed[bucket]
+        else:
+            _log.warning(
+                "prompts of up to %d tokens are prefilled one by one: %d in one call do not get the bits "
+                "that each gets alone",
+                bucket,
+                prompts,
+            )
+    return dataclasses.replace(steps, prefill_packed=exact)
+
+
+def keep_exact_piece(
+    config: EngineConfig, weights: Weights, steps: CompiledSteps, *, vocab_size: int
+) -> CompiledSteps:
+    """The steps without a piece where a chunk cut in pieces gets other bits than in one call.
+
+    So it is with plain XLA. With the CPU kernels bits depend on a token's position alone.
+    """
+    if steps.piece is None:
+        return steps
+    tokens = np.random.default_rng(0).integers(0, vocab_size, config.chunk).astype(np.int32)
+
+    def chunk_in(size: int) -> PrefixBlock:
+        prefix = dataclasses.replace(steps.initial_prefix(), length=np.int32(0))
+        for start in range(0, config.chunk, size):
+            past = next(past for past in config.pasts if past >= start)
+            fill = steps.prefill[size, past]
+            prefix, _ = fill(weights, prefix, tokens[start : start + size], np.int32(size))
+        return jax.device_get(steps.save(prefix, np.int32(0)))
+
+    if _same_bits(chunk_in(config.chunk), chunk_in(steps.piece), config.chunk, 0):
+        return steps
+    _log.info("a long prompt is always prefilled %d tokens at a time", config.chunk)
+    return dataclasses.replace(steps, piece=None)
+
+
+def _same_bits(alone: PrefixBlock, packed: PrefixBlock, size: int, start: int) -> bool:
+    here = slice(start, start + size)
+    pairs = [
+        *((a[:, :, :size], p[:, :, here]) for a, p in zip(alone.k, packed.k, strict=True)),
+        *((a[:, :size], p[:, here]) for a, p in zip(alone.v, packed.v, strict=True)),
+    ]
+    return all(a.tobytes() == p.tobytes() for a, p in pairs)

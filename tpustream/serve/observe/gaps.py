@@ -1,0 +1,94 @@
+"""Why a stream stood still: each wait for a token over a threshold is put down to one cause.
+
+A token comes from the engine, waits until it is asked for, and is taken:
+
+    taken(n-1) ── returned ─ asked ──────┬──────── came ── taken(n)
+                 └ client ┘              └ engine ┘    └ host ┘
+
+The longest part has the blame. Within the engine's part a compilation counts first, then a chunk of
+another prompt before the step; else it is the step itself. The first token's wait is the queue's or its
+own prefill's.
+"""
+
+import enum
+
+from tpustream.core.request import TokenEvent
+
+
+class Phase(enum.StrEnum):
+    """Which token was waited for."""
+
+    FIRST = "first_token"
+    NEXT = "inter_token"
+
+
+class Cause(enum.StrEnum):
+    """What held it up.
+
+    queue: no free slot. prefill: a chunk of a prompt, its own or another's. compile: the compiler.
+    step: the decode step, or the transfer of its tokens. host: the event loop was busy. client: it did
+    not read.
+    """
+
+    QUEUE = "queue"
+    PREFILL = "prefill"
+    COMPILE = "compile"
+    STEP = "step"
+    HOST = "host"
+    CLIENT = "client"
+
+
+class GapWatch:
+    """The waits of one stream; `threshold` in seconds."""
+
+    def __init__(self, threshold: float):
+        self._threshold = threshold
+        self._came: float | None = None
+        self._taken = 0.0
+        self._compilations = 0
+
+    def first(
+        self, event: TokenEvent, *, arrived: float, came: float, taken: float, compilations: int
+    ) -> tuple[Phase, Cause] | None:
+        """The first token of a request that arrived at `arrived`; what held it up, if it was late."""
+        self._came, self._taken, self._compilations = came, taken, compilations
+        if taken - arrived < self._threshold:
+            return None
+        queued = event.queued or 0.0
+        host = taken - came
+        engine = max(0.0, came - arrived - queued)
+        parts = {Cause.QUEUE: queued, Cause.PREFILL: engine, Cause.HOST: host}
+        return Phase.FIRST, max(parts, key=parts.__getitem__)
+
+    def next(
+        self,
+        event: TokenEvent,
+        *,
+        came: float,
+        returned: float,
+        asked: float,
+        taken: float,
+        compilations: int,
+    ) -> tuple[float, tuple[Phase, Cause] | None]:
+        """A later token: seconds since the one before, and what held it up, if it was late.
+
+        Args:
+          came: when the engine delivered it.
+          returned: when the tokens before it were handed to be sent.
+          asked: when that was done, and the next token was asked for.
+          taken: now.
+          compilations: of the process so far.
+        """
+        engine, gap = came - self._came, taken - self._taken
+        compiled = compilations > self._compilations
+        self._came, self._taken, self._compilations = came, taken, compilations
+        if gap < self._threshold:
+            return gap, None
+        inside = Cause.COMPILE if compiled else Cause.PREFILL if event.after_prefill else Cause.STEP
+        parts = {inside: engine, Cause.CLIENT: asked - returned, Cause.HOST: taken - max(came, asked)}
+        return gap, (Phase.NEXT, max(parts, key=parts.__getitem__))
+
+    @property
+    def begun(self) -> bool:
+        """Whether a token has come."""
+        return self._came is not None

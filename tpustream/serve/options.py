@@ -1,0 +1,163 @@
+"""Flags of the server beside the engine's, and what they make: who may enter, bounds, certificate."""
+
+from pathlib import Path
+
+from absl import flags
+
+from tpustream.serve.access.api_keys import KeyFile
+from tpustream.serve.access.clients import Clients, Limits
+from tpustream.serve.access.gate import Access
+from tpustream.serve.access.web_tokens import load_web_tokens
+from tpustream.serve.answer import Settings
+from tpustream.serve.body import MAX_BODY_BYTES
+from tpustream.serve.observe.logs import FORMATS
+from tpustream.serve.protocol import ConnectionBounds
+from tpustream.serve.server import DRAIN_SECONDS, Certificate
+
+HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+PORT = flags.DEFINE_integer(
+    "port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535
+)
+NAMES = flags.DEFINE_list(
+    "served_model_name", [], "Names that clients may use for the model; its own when empty."
+)
+API_KEYS_FILE = flags.DEFINE_string(
+    "api_keys_file",
+    None,
+    "File of API keys, one a line as NAME:SHA256, read again when it changes. "
+    "`python -m tpustream.serve.make_key NAME` makes a key and its line.",
+)
+JWT_KEY_FILE = flags.DEFINE_string(
+    "jwt_key_file",
+    None,
+    "Key that JSON Web Tokens are checked with: a public key in PEM form (RSA: RS256 to RS512; Ed25519: "
+    "EdDSA), or a secret of at least 32 bytes (HS256 to HS512). Needs the extra `auth`.",
+)
+JWT_AUDIENCE = flags.DEFINE_string("jwt_audience", None, "What `aud` of a token has to be.")
+JWT_ISSUER = flags.DEFINE_string("jwt_issuer", None, "What `iss` of a token has to be.")
+ALLOW_ANONYMOUS = flags.DEFINE_bool(
+    "allow_anonymous", False, "Serve everybody on an address that other machines can reach."
+)
+KEY_REQUESTS = flags.DEFINE_integer(
+    "key_requests_per_minute", 0, "Requests that each key or token may make in a minute; 0 is no bound."
+)
+KEY_TOKENS = flags.DEFINE_integer(
+    "key_tokens_per_minute",
+    0,
+    "Tokens, of prompts and answers together, that each key or token may use in a minute; 0 is no bound.",
+)
+KEY_STREAMS = flags.DEFINE_integer(
+    "key_streams", 0, "Choices that each key or token may have in flight at the same time; 0 is no bound."
+)
+TLS_CERT = flags.DEFINE_string("tls_cert", None, "Certificate with its chain, in PEM form; serves HTTPS.")
+TLS_KEY = flags.DEFINE_string("tls_key", None, "Private key of --tls_cert, in PEM form.")
+CORS_ORIGINS = flags.DEFINE_list(
+    "cors_origins",
+    [],
+    "Origins of web pages that may call from a browser, such as https://a.example; * is all.",
+)
+MAX_BODY = flags.DEFINE_integer("max_body_bytes", MAX_BODY_BYTES, "Largest body of a request.", lower_bound=1)
+MAX_HEADER = flags.DEFINE_integer(
+    "max_header_bytes",
+    ConnectionBounds.max_header_bytes,
+    "Largest URL and headers of a request together.",
+    lower_bound=1,
+)
+RECEIVE_TIMEOUT = flags.DEFINE_float(
+    "receive_timeout",
+    ConnectionBounds.receive_timeout,
+    "Seconds in which a request, its body included, has to arrive.",
+    lower_bound=0.001,
+)
+STALL_TIMEOUT = flags.DEFINE_float(
+    "stall_timeout",
+    ConnectionBounds.stall_timeout,
+    "Seconds after which a client that reads nothing is taken for gone.",
+    lower_bound=0.001,
+)
+MAX_UNREAD = flags.DEFINE_integer(
+    "max_unread_tokens",
+    Settings.max_unread_tokens,
+    "Tokens of a choice that wait for a client that reads slowly; beyond them its stream ends with an error.",
+    lower_bound=1,
+)
+REQUEST_TIMEOUT = flags.DEFINE_float(
+    "request_timeout", 0.0, "Seconds that an answer may take in all; 0 is no bound.", lower_bound=0.0
+)
+DRAIN = flags.DEFINE_float(
+    "drain_seconds",
+    DRAIN_SECONDS,
+    "Seconds that running streams get to finish in after SIGTERM or Ctrl-C; a second signal ends them.",
+    lower_bound=0.0,
+)
+GAP_THRESHOLD = flags.DEFINE_float(
+    "gap_threshold_ms",
+    1000 * Settings.gap_threshold,
+    "Milliseconds without a token from which on the gap is counted, with what held the token up.",
+    lower_bound=0.001,
+)
+MEMORY_BANDWIDTH = flags.DEFINE_float(
+    "memory_bandwidth_gb",
+    0.0,
+    "GB/s (1e9 bytes) that the memory of all devices gives together, for /metrics; 0 is not known. "
+    "scripts/bench_decode.py measures one device's.",
+    lower_bound=0.0,
+)
+LOG_FORMAT = flags.DEFINE_enum("log_format", "text", FORMATS, "Form of a log line; a request is one line.")
+
+OTLP_ENDPOINT = flags.DEFINE_string(
+    "otlp_endpoint",
+    None,
+    "Collector that gets a span of every request over OTLP/HTTP, such as http://localhost:4318/v1/traces. "
+    "Needs the extra `otel`.",
+)
+
+
+def access_from_flags() -> Access | None:
+    """Who may enter; None for everybody. Raises ValueError, OSError or ImportError that says why not."""
+    limits = Limits(
+        requests_per_minute=KEY_REQUESTS.value,
+        tokens_per_minute=KEY_TOKENS.value,
+        streams=KEY_STREAMS.value,
+    )
+    if JWT_KEY_FILE.value is None and (JWT_AUDIENCE.value or JWT_ISSUER.value):
+        raise ValueError("--jwt_audience, --jwt_issuer: wanted --jwt_key_file as well")
+    if API_KEYS_FILE.value is None and JWT_KEY_FILE.value is None:
+        if limits != Limits():
+            raise ValueError("--key_*: wanted --api_keys_file or --jwt_key_file as well")
+        return None
+    tokens = None
+    if JWT_KEY_FILE.value is not None:
+        path = Path(JWT_KEY_FILE.value)
+        tokens = load_web_tokens(path, audience=JWT_AUDIENCE.value, issuer=JWT_ISSUER.value)
+    keys = None if API_KEYS_FILE.value is None else KeyFile(Path(API_KEYS_FILE.value))
+    return Access(clients=Clients(limits), keys=keys, web_tokens=tokens)
+
+
+def certificate_from_flags() -> Certificate | None:
+    """The certificate; None for plain HTTP. Raises ValueError or OSError."""
+    if TLS_CERT.value is None and TLS_KEY.value is None:
+        return None
+    if TLS_CERT.value is None or TLS_KEY.value is None:
+        raise ValueError("--tls_cert, --tls_key: wanted both, got one")
+    return Certificate(cert=Path(TLS_CERT.value), key=Path(TLS_KEY.value))
+
+
+def settings_from_flags() -> Settings:
+    """How answers behave over time."""
+    return Settings(
+        max_body_bytes=MAX_BODY.value,
+        request_timeout=REQUEST_TIMEOUT.value or None,
+        max_unread_tokens=MAX_UNREAD.value,
+        gap_threshold=GAP_THRESHOLD.value / 1000,
+        memory_bandwidth=MEMORY_BANDWIDTH.value * 1e9 or None,
+    )
+
+
+def bounds_from_flags() -> ConnectionBounds:
+    """What one connection may hold."""
+    return ConnectionBounds(
+        max_header_bytes=MAX_HEADER.value,
+        receive_timeout=RECEIVE_TIMEOUT.value,
+        stall_timeout=STALL_TIMEOUT.value,
+    )
