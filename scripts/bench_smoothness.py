@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -22,11 +22,12 @@ from tpustream.bench.serving.bodies import request_body
 from tpustream.bench.serving.client import Target, run_load, run_loop, served_models
 from tpustream.bench.serving.dataset import SampleRequest
 from tpustream.bench.serving.records import RequestRecord
-from tpustream.bench.smoothness import fresh_prompt, gaps_between, greedy, rate
+from tpustream.bench.smoothness import Gaps, fresh_prompt, gaps_between, greedy, rate
 from tpustream.bench.soak.server import running_server
 from tpustream.config import EngineConfig
-from tpustream.core.request import TokenEvent
+from tpustream.core.request import Request, TokenEvent
 from tpustream.engine.engine import Engine
+from tpustream.engine.routing import Sink
 from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
 from tpustream.runtime import load_runtime
 
@@ -36,7 +37,10 @@ _STREAMS = flags.DEFINE_integer("streams", 8, "Streams that run side by side.", 
 _TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of each of them.", lower_bound=16)
 _LONG = flags.DEFINE_integer("long", 1024, "Tokens of the long prompt.", lower_bound=2)
 _SHORT = flags.DEFINE_integer("short", 32, "Tokens of the short prompt.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each first token; the median counts.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each rate; the best counts.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Measurements of each first token; the median counts.", lower_bound=1
+)
 
 
 def main(argv: list[str]) -> None:
@@ -46,7 +50,11 @@ def main(argv: list[str]) -> None:
     config = engine_config_from_flags()
     if config.slots <= _STREAMS.value:
         raise ValueError(f"slots: wanted > --streams ({_STREAMS.value}), got {config.slots}")
-    figures = {**of_engine(config), **over_http()}
+    runtime = load_runtime(flags.FLAGS.model, config)
+    try:
+        figures = measure(runtime.engine)
+    finally:
+        runtime.stop()
     figures["http_share"] = round(figures["http_tokens_per_second"] / figures["engine_tokens_per_second"], 3)
     figures["cached_sooner"] = round(figures["ttft_long_cold_ms"] / figures["ttft_long_cached_ms"], 2)
     for name, value in figures.items():
@@ -54,44 +62,26 @@ def main(argv: list[str]) -> None:
     print(json.dumps({"model": flags.FLAGS.model, "engine": dataclasses.asdict(config), **figures}))
 
 
-def of_engine(config: EngineConfig) -> dict[str, object]:
-    """The engine in this process: its rate, and the gaps of running streams beside a long prompt."""
-    runtime = load_runtime(flags.FLAGS.model, config)
-    engine = runtime.engine
-    try:
-        for number in range(2):  # the first time warms up
-            times = stream_times(engine, running(engine, f"rate{number}", _TOKENS.value))
-        steady, prefilling, seconds = beside_a_long_prompt(engine)
-    finally:
-        runtime.stop()
-    return {
-        "engine_tokens_per_second": round(rate(times), 1),
-        "itl_steady": dataclasses.asdict(steady),
-        "itl_while_prefilling": dataclasses.asdict(prefilling),
-        "itl_p99_by_p50": round(prefilling.p99_ms / prefilling.p50_ms, 2),
-        "prefill_seconds": round(seconds, 3),
-    }
+def running(engine: Engine, number: int, tokens: int) -> list[Request]:
+    """Requests for all --streams; another number has other prompts."""
+    first = number * _STREAMS.value
+    prompts = [fresh_prompt(16, first + n, engine.vocab_size) for n in range(_STREAMS.value)]
+    return [greedy(f"{number}-{n}", prompt, tokens) for n, prompt in enumerate(prompts)]
 
 
-def running(engine: Engine, name: str, tokens: int) -> list:
-    """Requests for all --streams."""
-    prompts = [fresh_prompt(16, hash((name, n)), engine.vocab_size) for n in range(_STREAMS.value)]
-    return [greedy(f"{name}-{n}", prompt, tokens) for n, prompt in enumerate(prompts)]
-
-
-def beside_a_long_prompt(engine: Engine):
+def beside_a_long_prompt(engine: Engine) -> tuple[Gaps, Gaps, float]:
     """(gaps before, gaps from the long prompt's arrival to its first token, seconds of that span)."""
     times: list[list[float]] = [[] for _ in range(_STREAMS.value)]
     first: list[float] = []
 
-    def sink_of(into: list[float]):
+    def sink_of(into: list[float]) -> Sink:
         def sink(event: TokenEvent) -> None:
             if event.token is not None:
                 into.append(time.perf_counter())
 
         return sink
 
-    requests = running(engine, "beside", 10**6)
+    requests = running(engine, _ROUNDS.value, 10**6)
     for request, into in zip(requests, times, strict=True):
         engine.submit(request, sink_of(into))
     _wait(lambda: min(map(len, times)) >= _TOKENS.value)
@@ -106,40 +96,37 @@ def beside_a_long_prompt(engine: Engine):
     return steady, prefilling, first[0] - arrival
 
 
-def over_http() -> dict[str, object]:
-    """A server process: its rate for as many streams, and first tokens on it while it idles."""
+def measure(engine: Engine) -> dict[str, object]:
+    """All figures, of the engine in this process and of a server process, which take turns."""
     names = ["model", *(field.name for field in dataclasses.fields(EngineConfig))]
     given = [flags.FLAGS[name].serialize() for name in names if name in flags.FLAGS]
     with running_server(given) as server:
         target = Target(base_url=server.url, endpoint="/v1/completions", headers={}, timeout=120.0)
         model = run_loop(served_models(target))[0]
 
-        def ask(prompts: Sequence[tuple[int, ...]], tokens: int) -> Sequence[RequestRecord]:
-            asked = [
-                SampleRequest(index=n, prompt=list(prompt), input_len=len(prompt), output_len=tokens)
-                for n, prompt in enumerate(prompts)
-            ]
-            bodies = [
-                request_body(one, model=model, chat=False, temperature=0.0, ignore_eos=True, extra={})
-                for one in asked
-            ]
-            records = run_loop(run_load(target, asked, bodies, [0.0] * len(asked))).records
-            for record in records:
-                if record.error is not None:
-                    raise ValueError(f"server: wanted an answer, got {record.error}")
-            return records
+        def ask(requests: Sequence[Request]) -> Sequence[RequestRecord]:
+            return answers(target, model, requests)
 
-        for number in range(2):
-            prompts = [fresh_prompt(16, 1000 * number + n, 1000) for n in range(_STREAMS.value)]
-            streams = ask(prompts, _TOKENS.value)
+        ours, theirs = [], []
+        for number in range(_ROUNDS.value):
+            requests = running(engine, number, _TOKENS.value)
+            ours.append(rate(stream_times(engine, requests)))
+            theirs.append(sum(1 / record.tpot for record in ask(requests)))
+        vocabulary = engine.vocab_size
         short, cold, cached = [], [], []
         for number in range(_REPEATS.value):
-            short += ask([fresh_prompt(_SHORT.value, 5000 + number, 1000)], 4)
-            long = fresh_prompt(_LONG.value, 6000 + number, 1000)
-            cold += ask([long], 4)
-            cached += ask([long], 4)
+            short += ask([greedy("short", fresh_prompt(_SHORT.value, 5000 + number, vocabulary), 4)])
+            long = [greedy("long", fresh_prompt(_LONG.value, 6000 + number, vocabulary), 4)]
+            cold += ask(long)
+            cached += ask(long)
+    steady, prefilling, seconds = beside_a_long_prompt(engine)
     return {
-        "http_tokens_per_second": round(sum(1 / record.tpot for record in streams), 1),
+        "engine_tokens_per_second": round(max(ours), 1),
+        "http_tokens_per_second": round(max(theirs), 1),
+        "itl_steady": dataclasses.asdict(steady),
+        "itl_while_prefilling": dataclasses.asdict(prefilling),
+        "itl_p99_by_p50": round(prefilling.p99_ms / prefilling.p50_ms, 2),
+        "prefill_seconds": round(seconds, 3),
         "ttft_short_ms": _median_ms(short),
         "ttft_short_worst_ms": round(1e3 * max(record.ttft for record in short), 1),
         "ttft_long_cold_ms": _median_ms(cold),
@@ -147,11 +134,30 @@ def over_http() -> dict[str, object]:
     }
 
 
+def answers(target: Target, model: str, requests: Sequence[Request]) -> Sequence[RequestRecord]:
+    """The same requests over HTTP, all at once. Raises ValueError when one fails."""
+    asked = [
+        SampleRequest(
+            index=index, prompt=one.prompt, input_len=len(one.prompt), output_len=one.sampling.max_tokens
+        )
+        for index, one in enumerate(requests)
+    ]
+    bodies = [
+        request_body(one, model=model, chat=False, temperature=0.0, ignore_eos=True, extra={})
+        for one in asked
+    ]
+    records = run_loop(run_load(target, asked, bodies, [0.0] * len(asked))).records
+    for record in records:
+        if record.error is not None:
+            raise ValueError(f"server: wanted an answer, got {record.error}")
+    return records
+
+
 def _median_ms(records: Sequence[RequestRecord]) -> float:
     return round(1e3 * statistics.median(record.ttft for record in records), 1)
 
 
-def _wait(condition) -> None:
+def _wait(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 600
     while not condition():
         if time.monotonic() > until:
