@@ -53,7 +53,7 @@ class Soak:
       refusals: how often the queue was full; each refused request was asked again.
       not_idle: what still ran or waited in a lull.
       early, late: resident bytes after the first tenth and at the end.
-      arrays, most_arrays: bytes of jax arrays before the run, and most of them in a lull.
+      arrays, most_arrays: bytes of jax arrays after the first tenth, and most of them in a later lull.
     """
 
     def __init__(self, engine: Engine, *, patience: float = PATIENCE):
@@ -62,7 +62,7 @@ class Soak:
         self.not_idle: list[str] = []
         self.early: int | None = None
         self.late: int | None = None
-        self.arrays = self.most_arrays = array_bytes()
+        self.arrays = self.most_arrays = 0
         self._engine = engine
         self._patience = patience
         self._ended: queue.SimpleQueue[Watched] = queue.SimpleQueue()
@@ -78,7 +78,8 @@ class Soak:
                 if not self._drain(ended):
                     break
                 self._look()
-                self.early = self.late if number == first else self.early
+                if number == first:
+                    self.early, self.arrays = self.late, self.most_arrays
 
     def again(self, sample: int) -> list[str]:
         """Ask for `sample` of the streams once more, alone; how their tokens differ from the first time."""
@@ -113,7 +114,10 @@ class Soak:
             at_least("cancelled", len(cancelled), 1),
             at_least("refused at once, and taken later", self.refusals, 1),
             at_most(
-                "growth of arrays", round((self.most_arrays - self.arrays) / MEGABYTE, 1), cache_mb, " MB"
+                "growth of arrays after the first tenth",
+                round((self.most_arrays - self.arrays) / MEGABYTE, 1),
+                cache_mb,
+                " MB",
             ),
             memory_growth(self.early, self.late, growth_mb),
         ]
