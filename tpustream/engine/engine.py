@@ -91,6 +91,7 @@ class Engine:
             deepest=config.fused_steps, target=config.itl_target_ms / 1e3, held_back=tokens.held_back
         )
         self._disturbed = False  # a request came or was cancelled since the last dispatch
+        self._dispatches = 0
         self._room = WaitingRoom(
             slots=config.slots,
             max_waiting=config.max_waiting,
@@ -148,6 +149,11 @@ class Engine:
             prefix_queries=cache.queries * chunk,
             prefix_hits=cache.hits * chunk,
         )
+
+    @property
+    def dispatches(self) -> int:
+        """Dispatches of decode since the start."""
+        return self._dispatches
 
     def start(self) -> None:
         """Start the threads. Once."""
@@ -271,6 +277,7 @@ class Engine:
         self._tokens.reserve()
         self._depth.dispatched(count, now=self._clock(), alone=not prefilling)
         self._meter.dispatched(count, after_prefill=prefilling)
+        self._dispatches += 1
         state, packed = self._steps.decode(self._weights, state, np.int32(count))
         self._tokens.dispatched(packed, count)
         self._scheduler.decoded(count)

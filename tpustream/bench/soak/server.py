@@ -1,0 +1,65 @@
+"""`python -m tpustream.serve` as a process of its own, as the soak over HTTP starts it."""
+
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+STOP_SECONDS = 30.0
+_ADDRESS = re.compile(r"at (http://\S+)/v1 ")
+_COMPILED = re.compile(rb"^compiled for .* after the start", re.MULTILINE)  # engine/compile_guard.py
+
+
+class ServerProcess:
+    """A server that is ready.
+
+    Attributes:
+      url: without a path.
+      pid: of the process.
+    """
+
+    def __init__(self, url: str, pid: int, log: Path):
+        self.url = url
+        self.pid = pid
+        self._log = log
+
+    def compilations(self) -> int:
+        """How many of them its compile guard has logged since the start."""
+        return len(_COMPILED.findall(self._log.read_bytes()))
+
+
+@contextlib.contextmanager
+def running_server(arguments: Sequence[str]) -> Iterator[ServerProcess]:
+    """Start a server on a free port of loopback and stop it after the block.
+
+    Args:
+      arguments: flags of `python -m tpustream.serve` beside host and port.
+
+    Raises ValueError, with what the server said, when it does not start.
+    """
+    command = [sys.executable, "-u", "-m", "tpustream.serve", "--port=0", *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "stderr"
+        with log.open("wb") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield ServerProcess(_address(process, log), process.pid, log)
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+def _address(process: subprocess.Popen, log: Path) -> str:
+    """Where the server listens, once it is ready."""
+    for line in process.stdout:
+        if found := _ADDRESS.search(line):
+            return found[1]
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    raise ValueError(f"server: wanted one that is ready, got {lines[-1] if lines else 'its end'}")
