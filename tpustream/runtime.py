@@ -144,7 +144,7 @@ def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed
         if not placer.is_quantized(name, specs[name]):
             return array
         shardings = jax.tree.map(lambda leaf: leaf.sharding, placer.param(name, specs[name]))
-        return jax.device_put(quantized(array, specs[name], placer.form), shardings)
+        return jax.device_put(quantized(name, array, specs[name], placer.form), shardings)
 
     params = load_params(
         files,

@@ -55,7 +55,7 @@ class Placer:
     def param(self, name: str, spec: ParamSpec) -> weight_forms.Param:
         """A parameter as it is held; norms and biases stay float32."""
         if self.is_quantized(name, spec):
-            return weight_forms.abstract(spec, self.form, self.rules, self.mesh)
+            return weight_forms.abstract(name, spec, self.form, self.rules, self.mesh)
         return self.full_param(spec)
 
     def full_param(self, spec: ParamSpec) -> jax.ShapeDtypeStruct:

@@ -4,6 +4,7 @@ One place says which parameters are quantized and what becomes of them; the load
 placer describes them, and the model multiplies with whatever it finds (ops/project.py).
 """
 
+import dataclasses
 import enum
 import math
 
@@ -15,9 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tpustream.core.params import ParamSpec
 from tpustream.model.sharding import ShardingRules
 from tpustream.ops.cpu.packed import PackedWeight, pack, packed_shapes
+from tpustream.ops.int8.parts import WeightParts, part_count
 from tpustream.ops.int8.quantize import Int8Weight, quantize
 
-Param = jax.Array | Int8Weight | PackedWeight
+Param = jax.Array | Int8Weight | PackedWeight | WeightParts
+HEADS = ("embed.table", "head.kernel")  # the output head, tied or not
 
 
 class WeightForm(enum.Enum):
@@ -47,17 +50,32 @@ def is_quantized(name: str, spec: ParamSpec, *, tied: bool) -> bool:
     return not spec.keep_float32 and (tied or name != "embed.table")
 
 
-def quantized(array: jax.Array, spec: ParamSpec, form: WeightForm) -> Int8Weight | PackedWeight:
+def quantized(name: str, array: jax.Array, spec: ParamSpec, form: WeightForm) -> Param:
     """A loaded parameter as bytes, on the host."""
-    weight = quantize(np.asarray(array), inner_axes=spec.inner_axes)
-    return pack(weight) if form is WeightForm.PACKED else weight
+
+    def held(array: np.ndarray) -> Param:
+        weight = quantize(array, inner_axes=spec.inner_axes)
+        return pack(weight) if form is WeightForm.PACKED else weight
+
+    array = np.asarray(array)
+    if name not in HEADS:
+        return held(array)
+    return WeightParts(parts=tuple(map(held, np.split(array, part_count(array.shape[-1]), axis=-1))))
 
 
-def abstract(spec: ParamSpec, form: WeightForm, rules: ShardingRules, mesh: Mesh) -> Param:
+def abstract(name: str, spec: ParamSpec, form: WeightForm, rules: ShardingRules, mesh: Mesh) -> Param:
     """Shapes and shardings of what `quantized` gives.
 
     A flattened axis is split as the first of its axes is: blocks of heads stay whole.
     """
+    if name not in HEADS:
+        return _abstract(spec, form, rules, mesh)
+    count = part_count(spec.shape[-1])
+    part = dataclasses.replace(spec, shape=(*spec.shape[:-1], spec.shape[-1] // count))
+    return WeightParts(parts=(_abstract(part, form, rules, mesh),) * count)
+
+
+def _abstract(spec: ParamSpec, form: WeightForm, rules: ShardingRules, mesh: Mesh) -> Param:
     outer, inner = spec.shape[: -spec.inner_axes], spec.shape[-spec.inner_axes :]
     if form is WeightForm.PACKED:
         whole = NamedSharding(mesh, PartitionSpec())

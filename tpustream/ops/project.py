@@ -11,10 +11,11 @@ from tpustream.ops.cpu import calls, packed
 from tpustream.ops.cpu.packed import PackedWeight
 from tpustream.ops.int8 import project as int8
 from tpustream.ops.int8 import quantize
+from tpustream.ops.int8.parts import WeightParts, cut_inputs
 from tpustream.ops.int8.quantize import Int8Weight
 from tpustream.ops.matmul import einsum
 
-Weight = Float[Array, "..."] | Int8Weight | PackedWeight
+Weight = Float[Array, "..."] | Int8Weight | PackedWeight | WeightParts
 
 
 def project(x: Float[Array, "rows *i"], w: Weight, *, out_dtype: jnp.dtype) -> Float[Array, "rows *o"]:
@@ -22,6 +23,9 @@ def project(x: Float[Array, "rows *i"], w: Weight, *, out_dtype: jnp.dtype) -> F
 
     Axes are flattened first: XLA:CPU transposes a weight of three axes at every call.
     """
+    if isinstance(w, WeightParts):
+        products = [project(some, part, out_dtype=jnp.float32) for some, part in cut_inputs(x, w)]
+        return sum(products[1:], start=products[0]).astype(out_dtype)
     if isinstance(w, PackedWeight):
         return calls.project(x, [w])[0].astype(out_dtype)
     if isinstance(w, Int8Weight):
@@ -54,6 +58,8 @@ def feed_forward(
 
 def take_rows(w: Weight, index: Int32[Array, "rows"], *, dtype: jnp.dtype) -> Float[Array, "rows D"]:
     """Rows of an embedding table [V, D]."""
+    if isinstance(w, WeightParts):
+        return jnp.concatenate([take_rows(part, index, dtype=dtype) for part in w.parts], axis=-1)
     if isinstance(w, PackedWeight):
         return packed.take_rows(w, index).astype(dtype)
     if isinstance(w, Int8Weight):

@@ -36,6 +36,11 @@ class Int8Weight:
     scale: Float[Array, "out"]
     outer: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
+    @property
+    def inputs(self) -> int:
+        """`in`."""
+        return self.values.shape[1]
+
 
 def quantize(w: Float[Array, "..."], *, inner_axes: int = 1) -> Int8Weight:
     """A weight [out..., in...] of numpy or jax, whose last `inner_axes` axes are inputs.
