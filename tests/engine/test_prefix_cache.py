@@ -17,7 +17,7 @@ LONG = tuple(range(1, 60))  # 58 tokens are prefilled: 7 full chunks and 2 token
 
 def _cache(device: int, host: int) -> PrefixCache:
     return PrefixCache(
-        chunk=CHUNK, device_blocks=device, host_blocks=host, to_host=lambda block: ("host", block)
+        block=CHUNK, device_blocks=device, host_blocks=host, to_host=lambda block: ("host", block)
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tpustream.config import EngineConfig
 from tpustream.engine.compile import CompiledSteps
-from tpustream.engine.state import PrefixBlock, Weights
+from tpustream.engine.state import Prefix, Weights
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ def keep_exact_packs(
         tokens = np.random.default_rng(0).integers(0, vocab_size, bucket).astype(np.int32)
         prefix = dataclasses.replace(prefix, length=np.int32(0))
         prefix, _ = steps.prefill[bucket, 0](weights, prefix, tokens, np.int32(bucket))
-        alone = jax.device_get(steps.save(prefix, np.int32(0)))
+        alone = _kept(steps, prefix, bucket)
         side_by_side = (np.tile(tokens, (prompts, 1)), np.full(prompts, bucket, np.int32))
         prefix, _ = steps.prefill_packed[bucket](weights, prefix, *side_by_side)
-        packed = jax.device_get(steps.save(prefix, np.int32(0)))
+        packed = _kept(steps, prefix, bucket * prompts)
         if all(_same_bits(alone, packed, bucket, prompt * bucket) for prompt in range(prompts)):
             exact[bucket] = steps.prefill_packed[bucket]
         else:
@@ -64,24 +64,33 @@ def keep_exact_piece(
         return steps
     tokens = np.random.default_rng(0).integers(0, vocab_size, config.chunk).astype(np.int32)
 
-    def chunk_in(size: int) -> PrefixBlock:
+    def chunk_in(size: int) -> list[np.ndarray]:
         prefix = dataclasses.replace(steps.initial_prefix(), length=np.int32(0))
         for start in range(0, config.chunk, size):
             past = next(past for past in config.pasts if past >= start)
             fill = steps.prefill[size, past]
             prefix, _ = fill(weights, prefix, tokens[start : start + size], np.int32(size))
-        return jax.device_get(steps.save(prefix, np.int32(0)))
+        return _kept(steps, prefix, config.chunk)
 
     if _same_bits(chunk_in(config.chunk), chunk_in(steps.piece), config.chunk, 0):
         return steps
     _log.info("a long prompt is always prefilled %d tokens at a time", config.chunk)
-    return dataclasses.replace(steps, piece=None)
+    block = steps.block
+    if block is not None and block < config.chunk:
+        _log.warning("the prefix cache is off: blocks of %d tokens would change the bits of a prompt", block)
+        block = None
+    return dataclasses.replace(steps, piece=None, block=block)
 
 
-def _same_bits(alone: PrefixBlock, packed: PrefixBlock, size: int, start: int) -> bool:
-    here = slice(start, start + size)
-    pairs = [
-        *((a[:, :, :size], p[:, :, here]) for a, p in zip(alone.k, packed.k, strict=True)),
-        *((a[:, :size], p[:, here]) for a, p in zip(alone.v, packed.v, strict=True)),
-    ]
-    return all(a.tobytes() == p.tobytes() for a, p in pairs)
+def _kept(steps: CompiledSteps, prefix: Prefix, tokens: int) -> list[np.ndarray]:
+    """Keys and values of the first tokens of a prefix, each [K, H, tokens], on the host."""
+    blocks = [steps.save(prefix, np.int32(start)) for start in range(0, tokens, steps.block)]
+    blocks = jax.device_get(blocks)
+    k = [np.concatenate(layer, axis=2) for layer in zip(*(block.k for block in blocks), strict=True)]
+    v = [np.concatenate(layer, axis=1) for layer in zip(*(block.v for block in blocks), strict=True)]
+    return [*k, *(layer.transpose(0, 2, 1) for layer in v)]
+
+
+def _same_bits(alone: list[np.ndarray], packed: list[np.ndarray], size: int, start: int) -> bool:
+    pairs = zip(alone, packed, strict=True)
+    return all(a[:, :, :size].tobytes() == p[:, :, start : start + size].tobytes() for a, p in pairs)

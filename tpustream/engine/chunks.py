@@ -23,7 +23,6 @@ class Chunk:
       count: tokens that count.
       bucket: tokens that the executable takes.
       past: earlier positions that the executable reads.
-      completes: start of the full chunk that ends here, so that it can be kept for other prompts; else None.
     """
 
     placement: Placement
@@ -31,7 +30,6 @@ class Chunk:
     count: int
     bucket: int
     past: int
-    completes: int | None
 
     def tokens(self) -> np.ndarray:
         """The chunk, i32[bucket], padded with 0."""
@@ -40,19 +38,23 @@ class Chunk:
         return out
 
 
-def cut(placement: Placement, engine: EngineConfig) -> Iterator[Chunk]:
-    """Chunks of all prompt tokens but the last, which decode takes; at least one, maybe of no tokens."""
+def cut(placement: Placement, engine: EngineConfig, first: int = 0) -> Iterator[Chunk]:
+    """Chunks of all prompt tokens from `first` on but the last, which decode takes.
+
+    A whole prompt has at least one, maybe of no tokens. Chunks end at multiples of `engine.chunk`.
+    """
     length = len(placement.request.prompt) - 1
-    for start in range(0, max(length, 1), engine.chunk):
-        count = min(engine.chunk, length - start)
+    start = first
+    while start < length or start == 0:
+        count = min(engine.chunk - start % engine.chunk, length - start)
         yield Chunk(
             placement=placement,
             start=start,
             count=count,
             bucket=_at_least(count, engine.buckets),
             past=_at_least(start, engine.pasts),
-            completes=start if count == engine.chunk else None,
         )
+        start += max(count, 1)
 
 
 def split(chunk: Chunk, size: int, engine: EngineConfig) -> Iterator[Chunk]:
@@ -62,14 +64,12 @@ def split(chunk: Chunk, size: int, engine: EngineConfig) -> Iterator[Chunk]:
     """
     for first in range(0, max(chunk.count, 1), size):
         start, count = chunk.start + first, min(size, chunk.count - first)
-        last = first + count == chunk.count
         yield dataclasses.replace(
             chunk,
             start=start,
             count=count,
             bucket=_at_least(count, engine.buckets),
             past=_at_least(start, engine.pasts),
-            completes=chunk.completes if last else None,
         )
 
 

@@ -33,13 +33,14 @@ class CompiledSteps:
         (prefix, finite of each); the prefix is donated.
       insert: (prefix, first i32[], state, admission) -> state; the state is donated, the prefix may be
         used again.
-      save: (prefix, start) -> PrefixBlock of the chunk at `start`.
+      save: (prefix, start) -> PrefixBlock of `block` tokens from `start` on.
       restore: (prefix, block) -> prefix; the prefix is donated.
       decode: (weights, state, count i32[]) -> (state, i32[fused_steps, B, C]), of which the first `count`
         steps mean something; the state is donated.
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
+      block: tokens of a block in the prefix cache; None where the cache cannot be used.
       piece: a bucket that full chunks may be cut into while streams run; None where they may not.
       compile_seconds: wall time of each, by name.
     """
@@ -53,6 +54,7 @@ class CompiledSteps:
     release: jax.stages.Compiled
     initial_state: jax.stages.Compiled
     initial_prefix: jax.stages.Compiled
+    block: int | None
     piece: int | None
     compile_seconds: dict[str, float]
 
@@ -88,7 +90,7 @@ def lower_steps(
     yield "prefix", lowered(begin, (), out=of_prefix)
     block = placer.block()
     of_block = jax.tree.map(lambda leaf: leaf.sharding, block)
-    save = functools.partial(steps.save_block, chunk=engine.chunk)
+    save = functools.partial(steps.save_block, size=placer.block_tokens)
     yield "save", lowered(save, (prefix, scalar), out=of_block)
     yield "restore", lowered(steps.restore_block, (prefix, block), donate=0, out=of_prefix)
     for bucket in engine.buckets:
@@ -152,6 +154,7 @@ def compile_steps(
         release=compiled["release"],
         initial_state=compiled["state"],
         initial_prefix=compiled["prefix"],
+        block=placer.block_tokens,
         piece=engine.piece,
         compile_seconds=seconds,
     )

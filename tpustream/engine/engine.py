@@ -126,7 +126,7 @@ class Engine:
 
     @property
     def prefix_cache(self) -> PrefixCacheStats:
-        """Counts of the prefix cache, in chunks."""
+        """Counts of the prefix cache, in blocks."""
         return self._prefiller.cache.stats
 
     @property
@@ -141,13 +141,13 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What to tell whoever watches. From any thread."""
-        cache, chunk = self._prefiller.cache.stats, self.config.chunk
+        cache, block = self._prefiller.cache.stats, self._steps.block or 0
         return dataclasses.replace(
             self._meter.stats(self._router.lengths()),
             running=self.running,
             waiting=self.waiting,
-            prefix_queries=cache.queries * chunk,
-            prefix_hits=cache.hits * chunk,
+            prefix_queries=cache.queries * block,
+            prefix_hits=cache.hits * block,
         )
 
     @property

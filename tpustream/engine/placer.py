@@ -93,8 +93,8 @@ class Placer:
         return jax.tree.map(self._placed, shapes, axes)
 
     def block(self) -> PrefixBlock:
-        """One chunk in the prefix cache."""
-        of_chunk = functools.partial(save_block, chunk=self.engine.chunk)
+        """One block in the prefix cache."""
+        of_chunk = functools.partial(save_block, size=self.block_tokens)
         shapes = jax.eval_shape(of_chunk, self.prefix(), self.scalar())
         layers = self.model.num_layers
         axes = PrefixBlock(k=(("kv_heads",),) * layers, v=(("kv_heads",),) * layers, finite=())
@@ -113,6 +113,16 @@ class Placer:
             prompt=self.tokens(self.engine.ring_length),
             sampling=sampling,
         )
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block in the prefix cache: a chunk, or half of one where bits do not depend on the cut.
+
+        A prompt that is cached up to its last block has less left to do.
+        """
+        chunk, smallest = self.engine.chunk, self.engine.buckets[0]
+        free = self.attention is AttentionForm.CPU and self.form is WeightForm.PACKED
+        return chunk // 2 if free and chunk % (2 * smallest) == 0 else chunk
 
     def read_past(self, past: int) -> int:
         """The `past` that prefill is compiled for: the CPU kernel reads what there is, with any."""

@@ -62,11 +62,14 @@ class Prefiller:
         self._prefix: Prefix = steps.initial_prefix()
         self._jobs: deque[_Job] = deque()
         layers = (*self._prefix.k, *self._prefix.v)
-        block_bytes = sum(layer.nbytes for layer in layers) * config.chunk // config.prefix_length
+        self._block = steps.block or config.chunk
+        block_bytes = sum(layer.nbytes for layer in layers) * self._block // config.prefix_length
+        megabytes = (config.prefix_cache_mb, config.prefix_cache_host_mb) if steps.block else (0, 0)
+        device_blocks, host_blocks = (math.floor(size * MEGABYTE / block_bytes) for size in megabytes)
         self.cache = PrefixCache(
-            chunk=config.chunk,
-            device_blocks=math.floor(config.prefix_cache_mb * MEGABYTE / block_bytes),
-            host_blocks=math.floor(config.prefix_cache_host_mb * MEGABYTE / block_bytes),
+            block=self._block,
+            device_blocks=device_blocks,
+            host_blocks=host_blocks,
             to_host=_to_host,
         )
 
@@ -138,7 +141,7 @@ class Prefiller:
         return alike if 2 * len(alike) > most else []
 
     def _fill_packed(self, jobs: list[_Job], *, wait: bool) -> list[WholePrefix]:
-        # No look into the cache: it keeps full chunks, and these prompts are shorter.
+        # No look into the cache: these prompts are hardly longer than a block, or shorter.
         bucket = jobs[0].whole_in
         tokens = np.zeros((self._config.packs[bucket], bucket), np.int32)
         counts = np.zeros(len(tokens), np.int32)
@@ -165,14 +168,17 @@ class Prefiller:
         job.keys = self.cache.keys(prefilled)
         for block in self.cache.longest(job.keys):
             self._prefix = self._steps.restore(self._prefix, block)
-            job.cached_tokens += job.chunks.popleft().count
+            job.cached_tokens += self._block
+        if job.cached_tokens:
+            job.chunks = deque(cut(job.placement, self._config, job.cached_tokens))
 
     def _fill(self, job: _Job, chunk: Chunk) -> jax.Array:
         fill = self._steps.prefill[chunk.bucket, chunk.past]
         self._prefix, length = fill(self._weights, self._prefix, chunk.tokens(), np.int32(chunk.count))
-        if chunk.completes is not None and self.cache.enabled:
-            block = self._steps.save(self._prefix, np.int32(chunk.completes))
-            self.cache.put(job.keys[chunk.completes // self._config.chunk], block)
+        if self.cache.enabled:
+            for index in range(chunk.start // self._block, (chunk.start + chunk.count) // self._block):
+                block = self._steps.save(self._prefix, np.int32(index * self._block))
+                self.cache.put(job.keys[index], block)
         return length
 
 

@@ -1,8 +1,8 @@
-"""Which chunks of earlier prompts are kept, and where: device memory first, then host memory.
+"""Which blocks of earlier prompts are kept, and where: device memory first, then host memory.
 
-A chunk is known by the hash of all tokens up to its end, so equal beginnings of prompts share their
-chunks (the block hashing of vLLM's automatic prefix caching). Blocks are opaque here: no jax, no
-arrays. Both tiers drop what was used longest ago; what leaves the device moves to the host.
+A block is known by the hash of all tokens up to its end, so equal beginnings of prompts share their
+blocks (vLLM's automatic prefix caching). What a block holds is opaque here: no jax, no arrays. Both
+tiers drop what was used longest ago; what leaves the device moves to the host.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 Block = Any
-"""Keys and values of one full chunk, on the device or on the host."""
+"""Keys and values of some tokens of a prompt, on the device or on the host."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class PrefixCacheStats:
-    """Counts since start, in chunks: looked up, found (on either tier), moved to the host, dropped."""
+    """Counts since start, in blocks: looked up, found (on either tier), moved to the host, dropped."""
 
     queries: int = 0
     hits: int = 0
@@ -28,18 +28,18 @@ class PrefixCacheStats:
 
 
 class PrefixCache:
-    """Two tiers of chunks, least recently used out first.
+    """Two tiers of blocks, least recently used out first.
 
     Args:
-      chunk: tokens of a chunk; only full chunks are kept.
-      device_blocks, host_blocks: chunks that each tier holds at most; 0 turns a tier off.
+      block: tokens of a block; only full blocks are kept.
+      device_blocks, host_blocks: blocks that each tier holds at most; 0 turns a tier off.
       to_host: moves a block from the device to the host.
     """
 
     def __init__(
-        self, *, chunk: int, device_blocks: int, host_blocks: int, to_host: Callable[[Block], Block]
+        self, *, block: int, device_blocks: int, host_blocks: int, to_host: Callable[[Block], Block]
     ):
-        self._chunk = chunk
+        self._block = block
         self._device_blocks, self._host_blocks = device_blocks, host_blocks
         self._to_host = to_host
         self._device: OrderedDict[bytes, Block] = OrderedDict()
@@ -52,14 +52,14 @@ class PrefixCache:
         return self._device_blocks > 0 or self._host_blocks > 0
 
     def __len__(self) -> int:
-        """Chunks kept, on both tiers."""
+        """Blocks kept, on both tiers."""
         return len(self._device) + len(self._host)
 
     def keys(self, tokens: Sequence[int]) -> list[bytes]:
-        """The key of every full chunk of these tokens, each of all tokens up to its end."""
+        """The key of every full block of these tokens, each of all tokens up to its end."""
         running, out = hashlib.blake2b(digest_size=16), []
-        for end in range(self._chunk, len(tokens) + 1, self._chunk):
-            running.update(np.asarray(tokens[end - self._chunk : end], np.int32).tobytes())
+        for end in range(self._block, len(tokens) + 1, self._block):
+            running.update(np.asarray(tokens[end - self._block : end], np.int32).tobytes())
             out.append(running.digest())
         return out
 

@@ -95,17 +95,17 @@ def prefill_rows(
     return Prefix(k=tuple(keys), v=tuple(values), length=start + count, finite=finite), x
 
 
-def save_block(prefix: Prefix, start: Int32[Array, ""], *, chunk: int) -> PrefixBlock:
-    """The chunk at position `start` of a prefix."""
+def save_block(prefix: Prefix, start: Int32[Array, ""], *, size: int) -> PrefixBlock:
+    """`size` tokens from position `start` of a prefix on."""
 
     def cut(positions: tuple[Array, ...], axis: int) -> tuple[Array, ...]:
-        return tuple(jax.lax.dynamic_slice_in_dim(layer, start, chunk, axis) for layer in positions)
+        return tuple(jax.lax.dynamic_slice_in_dim(layer, start, size, axis) for layer in positions)
 
     return PrefixBlock(k=cut(prefix.k, 2), v=cut(prefix.v, 1), finite=prefix.finite)
 
 
 def restore_block(prefix: Prefix, block: PrefixBlock) -> Prefix:
-    """The prefix with one more chunk, as prefill would have left it; a length of 0 begins a prompt."""
+    """The prefix with one more block, as prefill would have left it; a length of 0 begins a prompt."""
     start = prefix.length
 
     def paste(positions: tuple[Array, ...], chunks: tuple[Array, ...], axis: int) -> tuple[Array, ...]:
