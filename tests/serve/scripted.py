@@ -127,7 +127,7 @@ class ScriptedEngine:
                     continue
                 event = TokenEvent(token=step) if isinstance(step, int) else step
                 wanted = request.sampling.logprobs
-                if event.token is not None and wanted is not None:
+                if event.token is not None and wanted is not None and event.logprobs is None:
                     event = dataclasses.replace(event, logprobs=logprobs_of(event.token, wanted))
                 left -= 1
                 if left == 0 and event.finish is None:

@@ -13,6 +13,7 @@ from tpustream.config import EngineConfig
 from tpustream.core.errors import EngineStopped
 from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
 from tpustream.runtime import load_runtime
+from tpustream.serve.answer import Settings
 from tpustream.serve.app import create_app
 from tpustream.serve.server import Server, bind, is_loopback, url_of
 from tpustream.serve.service import Service
@@ -27,6 +28,9 @@ PORT = flags.DEFINE_integer(
 )
 NAMES = flags.DEFINE_list(
     "served_model_name", [], "Names that clients may use for the model; its own when empty."
+)
+IGNORED = flags.DEFINE_list(
+    "ignored_fields", [], "Fields of requests that are dropped where they would be refused, as suffix,tools."
 )
 
 
@@ -64,6 +68,7 @@ def main(argv: list[str]) -> int:
         return report(f"wanted flags only, got {argv[1]!r}")
     try:
         config = engine_config_from_flags()
+        settings = Settings(ignored_fields=tuple(IGNORED.value))
         bound = bind(HOST.value, PORT.value)
     except (ValueError, OSError) as error:
         return report(str(error))
@@ -72,7 +77,7 @@ def main(argv: list[str]) -> int:
             f"warning: {HOST.value} can be reached from other machines, and this server asks for no key",
             file=sys.stderr,
         )
-    application = create_app(names=tuple(NAMES.value))
+    application = create_app(names=tuple(NAMES.value), settings=settings)
     service: Service = application.state.service
     server = Server(application)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from tpustream.core.errors import InvalidRequest, context_exceeded
 from tpustream.core.request import Request, SamplingParams
-from tpustream.serve.body import MAX_BODY_BYTES
+from tpustream.serve.body import MAX_BODY_BYTES, Schema, read_body
+from tpustream.serve.refused import IGNORABLE
 from tpustream.serve.replies import Dialect, Heading, stream_reply, whole_reply
 from tpustream.serve.sampling import for_choice
 from tpustream.serve.schema import GenerationRequest
@@ -26,10 +27,23 @@ class Settings:
     Attributes:
       keep_alive: seconds of silence after which a stream gets a comment.
       max_body_bytes: of a request.
+      ignored_fields: names of IGNORABLE that are dropped from requests instead of being refused.
+
+    Raises ValueError for a field that cannot be ignored.
     """
 
     keep_alive: float = 5.0
     max_body_bytes: int = MAX_BODY_BYTES
+    ignored_fields: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for field in self.ignored_fields:
+            if field not in IGNORABLE:
+                raise ValueError(f"ignored_fields: wanted one of {', '.join(IGNORABLE)}, got {field!r}")
+
+    async def read(self, http: HttpRequest, schema: type[Schema]) -> Schema:
+        """The body of a request; see `body.read_body`."""
+        return await read_body(http, schema, self.max_body_bytes, self.ignored_fields)
 
 
 async def answer(
@@ -43,20 +57,25 @@ async def answer(
     sampling: SamplingParams,
     dialect: Dialect,
     id_prefix: str,
+    candidates: int | None = None,
 ) -> Response:
     """Generate `body.n` choices for each prompt, streamed or at once as `body` says.
 
     Choices are numbered prompt by prompt. `prompts` have passed `check_prompt`; `param` is the field
-    that they come from. Raises InvalidRequest, ApiError, QueueFull or EngineStopped; after a stream
-    began, errors are part of it.
+    that they come from; of `candidates` for each prompt, where there are more than choices, the
+    likeliest are taken, which a stream cannot do. Raises InvalidRequest, ApiError, QueueFull or
+    EngineStopped; after a stream began, errors are part of it.
     """
     runtime = service.ready()
     choices = body.n or 1
+    candidates = candidates or choices
+    if candidates > choices and sampling.logprobs is None:
+        sampling = dataclasses.replace(sampling, logprobs=0)
     identifier = id_prefix + secrets.token_hex(12)
     requests = []
     for prompt in prompts:
         room = runtime.engine.max_prompt - len(prompt)
-        for choice in range(choices):
+        for choice in range(candidates):
             requests.append(
                 Request(
                     id=f"{identifier}-{len(requests)}",
@@ -72,13 +91,15 @@ async def answer(
         fingerprint=service.fingerprint,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
+        obfuscation=bool(options and options.include_obfuscation),
     )
-    generation = Generation(service, runtime, requests, prompt_tokens=sum(map(len, prompts)), choices=choices)
+    tokens = sum(map(len, prompts))
+    generation = Generation(service, runtime, requests, prompt_tokens=tokens, choices=candidates)
     if body.stream:
         return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))
 
     async def whole() -> bytes:
-        return to_json(await whole_reply(generation, dialect, heading))
+        return to_json(await whole_reply(generation, dialect, heading, choices, candidates))
 
     return await unary(generation, whole(), http.receive)
 

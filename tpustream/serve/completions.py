@@ -11,10 +11,9 @@ from tpustream.core.errors import InvalidRequest
 from tpustream.core.request import Delta
 from tpustream.serve import refused
 from tpustream.serve.answer import Settings, answer, check_prompt
-from tpustream.serve.body import read_body
 from tpustream.serve.logprobs import CompletionLogprobs
 from tpustream.serve.refused import refuse
-from tpustream.serve.sampling import completion_sampling
+from tpustream.serve.sampling import candidates, completion_sampling
 from tpustream.serve.schema import CompletionRequest
 from tpustream.serve.service import ServedRuntime, Service
 from tpustream.text.vocabulary import Tokenizer
@@ -27,11 +26,9 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
     @router.post("/v1/completions", summary="Continue a text")
     async def complete(http: Request) -> Response:
         runtime = service.ready()
-        body = await read_body(http, CompletionRequest, settings.max_body_bytes)
+        body = await settings.read(http, CompletionRequest)
         service.check_model(body.model)
         refuse(body, refused.COMPLETION)
-        if body.stream_options is not None:
-            refuse(body.stream_options, refused.STREAM_OPTIONS, "stream_options.")
         if body.echo and body.logprobs is not None:
             raise InvalidRequest(
                 "logprobs: this server does not support logprobs together with echo",
@@ -39,8 +36,9 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
                 code="unsupported_parameter",
             )
         sampling = completion_sampling(body, runtime.engine.vocab_size)
+        wanted = candidates(body)
         prompts = split_prompts(body.prompt)
-        service.check_room(len(prompts) * (body.n or 1), "n" if len(prompts) == 1 else "prompt")
+        service.check_room(len(prompts) * wanted, "n" if len(prompts) == 1 else "prompt")
         # Encoding a long text takes long enough to hold up every stream.
         ids, texts = await asyncio.to_thread(encode_prompts, runtime, prompts, bool(body.echo))
         return await answer(
@@ -51,6 +49,7 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
             prompts=ids,
             param="prompt",
             sampling=sampling,
+            candidates=wanted,
             dialect=CompletionDialect(
                 runtime.tokenizer,
                 echoes=[text for text in texts for _ in range(body.n or 1)],

@@ -5,13 +5,16 @@ no effect; fields that clients know and this server cannot honour are refused (s
 Ranges are checked by `core.request.SamplingParams`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_CANDIDATES = 20
+
+Verbosity = Literal["low", "medium", "high"]
 
 
 class OpenModel(BaseModel):
@@ -25,24 +28,24 @@ class StreamOptions(OpenModel):
 
     Attributes:
       include_usage: one more chunk at the end, with `choices: []` and the usage.
+      include_obfuscation: random text in a field `obfuscation` evens out the sizes of chunks.
       continuous_usage_stats: the usage so far on every chunk (vLLM's extension).
     """
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class GenerationRequest(OpenModel):
-    """Fields that both dialects share. `None` always means the default.
+class SampledRequest(OpenModel):
+    """Fields that every generating route shares. `None` always means the default.
 
     Attributes:
       model: name of the served model; the only one when absent.
       top_k, min_p, repetition_penalty, stop_token_ids, ignore_eos: vLLM's extensions.
-      n: choices for each prompt.
     """
 
     model: str | None = None
-    max_tokens: int | None = None
     temperature: FiniteFloat | None = None
     top_p: FiniteFloat | None = None
     top_k: int | None = None
@@ -55,9 +58,19 @@ class GenerationRequest(OpenModel):
     stop: str | Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+
+class GenerationRequest(SampledRequest):
+    """Fields that the completion routes share.
+
+    Attributes:
+      n: choices for each prompt.
+    """
+
+    max_tokens: int | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
 
 class ContentPart(OpenModel):
@@ -82,6 +95,7 @@ class ChatRequest(GenerationRequest):
       max_completion_tokens: OpenAI's newer name of max_tokens.
       logprobs, top_logprobs: log-probabilities of the tokens, and of that many alternatives.
       chat_template_kwargs: more variables for the chat template (vLLM's extension).
+      verbosity: a hint, which the chat template sees as a variable of this name.
     """
 
     messages: Annotated[list[Message], Field(fail_fast=True)]
@@ -89,6 +103,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    verbosity: Verbosity | None = None
 
 
 class CompletionRequest(GenerationRequest):
@@ -97,6 +112,7 @@ class CompletionRequest(GenerationRequest):
     Attributes:
       prompt: a text, token ids, or a list of either.
       echo: the prompt's text comes first.
+      best_of: candidates for each prompt, of which the `n` likeliest are answered; 0 is no choosing.
       logprobs: log-probabilities of the tokens and of that many alternatives.
     """
 
@@ -107,5 +123,5 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
     echo: bool | None = None
-    best_of: int | None = None
+    best_of: Annotated[int, Field(ge=0, le=MAX_CANDIDATES)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
