@@ -18,7 +18,7 @@ from tpustream.text.vocabulary import Tokenizer, TokenizerSettings
 EOS = 256
 TEMPLATE = (
     "{% for message in messages %}{{ message.role[0] }}:{{ message.content }}\n{% endfor %}"
-    "{% if shout %}LOUD{% endif %}a:"
+    "{% if shout %}LOUD{% endif %}{% if add_generation_prompt %}a:{% endif %}"
 )
 
 FAILURE = TokenEvent(finish=FinishReason.ERROR, error="NaN in logits")
@@ -78,6 +78,15 @@ class ScriptedEngine:
         self._room = WaitingRoom(slots=slots, max_waiting=max_waiting, max_waiting_tokens=10**6)
         self._endings: dict[str, FinishReason] = {}
         self._woken: dict[str, threading.Event] = {}
+        self._seated = 0
+
+    @property
+    def running(self) -> int:
+        return self._seated
+
+    @property
+    def waiting(self) -> int:
+        return self._room.in_flight - self._seated
 
     def reset(self) -> None:
         """Forget what happened in an earlier test."""
@@ -117,7 +126,7 @@ class ScriptedEngine:
                 self._room.leave()
 
     def _play(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
-        with self._slots:
+        with self._slots, self._seat():
             left = request.sampling.max_tokens
             for step in self.script(request):
                 if self._woken[request.id].wait(step if isinstance(step, float) else 0):
@@ -135,6 +144,16 @@ class ScriptedEngine:
                 sink(event)
                 if event.finish is not None:
                     return
+
+    @contextlib.contextmanager
+    def _seat(self) -> Iterator[None]:
+        with self._entrance:
+            self._seated += 1
+        try:
+            yield
+        finally:
+            with self._entrance:
+                self._seated -= 1
 
 
 def logprobs_of(token: int, count: int) -> TokenLogprobs:

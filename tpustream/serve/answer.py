@@ -110,7 +110,12 @@ def check_prompt(engine: ServedEngine, prompt: Sequence[int], param: str) -> Non
         raise InvalidRequest(f"{param}: wanted at least one token, got an empty prompt", param=param)
     if len(prompt) > engine.max_prompt:
         raise context_exceeded(engine.max_prompt, len(prompt), param)
-    low, high = min(prompt), max(prompt)
+    check_ids(engine, prompt, param)
+
+
+def check_ids(engine: ServedEngine, tokens: Sequence[int], param: str) -> None:
+    """Raise InvalidRequest, naming `param`, for token ids outside the vocabulary."""
+    low, high = min(tokens, default=0), max(tokens, default=0)
     if low < 0 or high >= engine.vocab_size:
         wrong = low if low < 0 else high
         last = engine.vocab_size - 1

@@ -10,12 +10,18 @@ from tpustream.serve.chat import chat_routes
 from tpustream.serve.completions import completion_routes
 from tpustream.serve.errors import install_error_handlers
 from tpustream.serve.models import model_routes
-from tpustream.serve.schema import ChatRequest, CompletionRequest
+from tpustream.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tpustream.serve.service import ServedRuntime, Service
+from tpustream.serve.tokenizing import tokenizing_routes
 from tpustream.serve.transport import RequestIds
 
 REFERENCE = "#/components/schemas/{model}"
-BODIES = {"/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest}
+BODIES = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 
 
 def create_app(
@@ -40,6 +46,7 @@ def create_app(
     app.state.service = service
     app.include_router(chat_routes(service, settings))
     app.include_router(completion_routes(service, settings))
+    app.include_router(tokenizing_routes(service, settings))
     app.include_router(model_routes(service))
     app.add_middleware(RequestIds)
     install_error_handlers(app)

@@ -35,14 +35,7 @@ def chat_routes(service: Service, settings: Settings) -> APIRouter:
         sampling = chat_sampling(body, runtime.engine.vocab_size)
         service.check_room(body.n or 1, "n")
         messages = template_messages(body.messages)
-        given = body.chat_template_kwargs or {}
-        for name in OWN_VARIABLES:
-            if name in given:
-                raise InvalidRequest(
-                    f"chat_template_kwargs: wanted names of the template's own, got {name!r}",
-                    param="chat_template_kwargs",
-                )
-        variables = ({"verbosity": body.verbosity} if body.verbosity else {}) | given
+        variables = template_variables(body.chat_template_kwargs, body.verbosity)
         # Rendering and encoding a long conversation takes long enough to hold up every stream.
         prompt = await asyncio.to_thread(encode_chat, runtime, service.chat_template, messages, variables)
         return await answer(
@@ -71,6 +64,18 @@ def encode_chat(
     tokens = runtime.tokenizer.encode(text, add_bos=False)  # the template writes BOS itself
     check_prompt(runtime.engine, tokens, "messages")
     return tokens
+
+
+def template_variables(given: dict[str, Any] | None, verbosity: str | None = None) -> dict[str, Any]:
+    """What the template sees beside the messages. Raises InvalidRequest for names that are ours."""
+    given = given or {}
+    for name in OWN_VARIABLES:
+        if name in given:
+            raise InvalidRequest(
+                f"chat_template_kwargs: wanted names of the template's own, got {name!r}",
+                param="chat_template_kwargs",
+            )
+    return ({"verbosity": verbosity} if verbosity else {}) | given
 
 
 def template_messages(messages: list[Message]) -> list[dict[str, str]]:

@@ -62,6 +62,13 @@ COMPLETION: Mapping[str, Sequence[Any]] = {
     "suffix": ("",),
 }
 
+TOKENIZE: Mapping[str, Sequence[Any]] = {
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "mm_processor_kwargs": ({},),
+    "tools": ((),),
+}
+
 MESSAGE: Mapping[str, Sequence[Any]] = {
     "audio": (),
     "function_call": (),

@@ -106,6 +106,32 @@ class ChatRequest(GenerationRequest):
     verbosity: Verbosity | None = None
 
 
+class TokenizeRequest(OpenModel):
+    """POST /tokenize: of vLLM's form, either a text or a conversation.
+
+    Attributes:
+      add_special_tokens: put in front of the prompt what the tokenizer puts there; of a conversation
+        the template writes it, so the default is not to.
+      add_generation_prompt: end a conversation where the answer begins.
+      return_token_strs: the tokens as texts as well.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(OpenModel):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: Annotated[list[int], Field(fail_fast=True)]
+
+
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions.
 

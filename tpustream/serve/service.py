@@ -27,6 +27,8 @@ class ServedEngine(TokenEngine, Protocol):
     max_prompt: int
     vocab_size: int
     stopped: str | None
+    running: int
+    waiting: int
 
     def check_room(self, requests: int) -> None:
         """Raise QueueFull when this many more would be refused now."""
