@@ -27,6 +27,7 @@ class Settings:
     Attributes:
       keep_alive: seconds of silence after which a stream gets a comment.
       max_body_bytes: of a request.
+      stored_responses, stored_bytes: answers of /v1/responses that are kept for later requests.
       ignored_fields: names of IGNORABLE that are dropped from requests instead of being refused.
 
     Raises ValueError for a field that cannot be ignored.
@@ -34,6 +35,8 @@ class Settings:
 
     keep_alive: float = 5.0
     max_body_bytes: int = MAX_BODY_BYTES
+    stored_responses: int = 1000
+    stored_bytes: int = 64 * 1024 * 1024
     ignored_fields: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -96,7 +99,8 @@ async def answer(
     tokens = sum(map(len, prompts))
     generation = Generation(service, runtime, requests, prompt_tokens=tokens, choices=candidates)
     if body.stream:
-        return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))
+        events = stream_reply(generation, dialect, heading, settings.keep_alive)
+        return EventStream(events, generation.close)
 
     async def whole() -> bytes:
         return to_json(await whole_reply(generation, dialect, heading, choices, candidates))

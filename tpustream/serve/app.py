@@ -10,6 +10,8 @@ from tpustream.serve.chat import chat_routes
 from tpustream.serve.completions import completion_routes
 from tpustream.serve.errors import install_error_handlers
 from tpustream.serve.models import model_routes
+from tpustream.serve.responses import response_routes
+from tpustream.serve.responses.schema import ResponsesRequest
 from tpustream.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tpustream.serve.service import ServedRuntime, Service
 from tpustream.serve.tokenizing import tokenizing_routes
@@ -19,6 +21,7 @@ REFERENCE = "#/components/schemas/{model}"
 BODIES = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -46,6 +49,7 @@ def create_app(
     app.state.service = service
     app.include_router(chat_routes(service, settings))
     app.include_router(completion_routes(service, settings))
+    app.include_router(response_routes(service, settings))
     app.include_router(tokenizing_routes(service, settings))
     app.include_router(model_routes(service))
     app.add_middleware(RequestIds)

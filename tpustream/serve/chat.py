@@ -54,15 +54,20 @@ def chat_routes(service: Service, settings: Settings) -> APIRouter:
 
 
 def encode_chat(
-    runtime: ServedRuntime, template: ChatTemplate, messages: list[dict[str, str]], variables: dict[str, Any]
+    runtime: ServedRuntime,
+    template: ChatTemplate,
+    messages: list[dict[str, str]],
+    variables: dict[str, Any],
+    param: str = "messages",
 ) -> list[int]:
     """Token ids of a conversation, up to where the answer begins.
 
-    Raises InvalidRequest when the template refuses the messages or the engine cannot take them.
+    Raises InvalidRequest when the template refuses the messages or the engine cannot take them, and then
+    names `param`.
     """
     text = template.render(messages, add_generation_prompt=True, **variables)
     tokens = runtime.tokenizer.encode(text, add_bos=False)  # the template writes BOS itself
-    check_prompt(runtime.engine, tokens, "messages")
+    check_prompt(runtime.engine, tokens, param)
     return tokens
 
 

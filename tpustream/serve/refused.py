@@ -62,6 +62,19 @@ COMPLETION: Mapping[str, Sequence[Any]] = {
     "suffix": ("",),
 }
 
+RESPONSES: Mapping[str, Sequence[Any]] = {
+    **SAMPLING,
+    "context_management": ((),),
+    "conversation": (),
+    "max_completion_tokens": (),
+    "max_tokens": (),
+    "messages": (),
+    "n": (1,),
+    "prompt": (),
+    "response_format": ({"type": "text"},),
+    "tools": ((),),
+}
+
 TOKENIZE: Mapping[str, Sequence[Any]] = {
     "chat_template": (),
     "continue_final_message": (False,),
@@ -78,7 +91,7 @@ MESSAGE: Mapping[str, Sequence[Any]] = {
 }
 
 # What a server can be told to drop rather than to refuse, for clients that send it come what may.
-IGNORABLE = tuple(sorted({*CHAT, *COMPLETION}))
+IGNORABLE = tuple(sorted({*CHAT, *COMPLETION, *RESPONSES, "previous_response_id"}))
 
 # A choice of "none", and the fields that it leaves without effect.
 SWITCHED_OFF = {"tool_choice": ("tools", "web_search_options"), "function_call": ("functions",)}
@@ -92,7 +105,10 @@ def refuse(model: BaseModel, table: Mapping[str, Sequence[Any]], where: str = ""
     """
     extra = model.model_extra or {}
     off = {
-        field for choice, fields in SWITCHED_OFF.items() if extra.get(choice) == "none" for field in fields
+        field
+        for choice, fields in SWITCHED_OFF.items()
+        if getattr(model, choice, None) == "none"
+        for field in fields
     }
     for field, value in extra.items():
         harmless = table.get(field)
