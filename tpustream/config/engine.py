@@ -25,6 +25,7 @@ class EngineConfig:
       weights: "full" keeps them in dtype; "int8" quantizes matrices at loading, a scale an output
         channel, and on one CPU device multiplies bytes with a C++ kernel where a compiler is found.
       mesh: devices on the axes (data, model); 0 means all that are left.
+      prompt_scores: compile what embeddings and log-probabilities of prompts need.
       top_logprobs: largest number of alternatives that a request may ask for.
       stop_ids: largest number of stop tokens of a request, the model's own included.
       bias_ids: largest number of logit_bias entries of a request.
@@ -44,6 +45,7 @@ class EngineConfig:
     dtype: str = "auto"
     weights: str = "full"
     mesh: tuple[int, int] = (1, 0)
+    prompt_scores: bool = True
     top_logprobs: int = 20
     stop_ids: int = 16
     bias_ids: int = 320

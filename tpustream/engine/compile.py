@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from tpustream.engine import steps
+from tpustream.engine import score_step, steps
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import empty_prefix, empty_state
 
@@ -32,6 +32,8 @@ class CompiledSteps:
       save: (prefix, start) -> PrefixBlock of the chunk at `start`.
       restore: (prefix, block) -> prefix; the prefix is donated.
       decode: (weights, state) -> (state, i32[n, B, C]); the state is donated.
+      score: (weights, prefix, tokens i32[chunk], targets i32[chunk], count, wanted) -> (prefix, scores);
+        the prefix is donated. None where the engine scores no prompts.
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
@@ -44,6 +46,7 @@ class CompiledSteps:
     restore: jax.stages.Compiled
     decode: jax.stages.Compiled
     release: jax.stages.Compiled
+    score: jax.stages.Compiled | None
     initial_state: jax.stages.Compiled
     initial_prefix: jax.stages.Compiled
     compile_seconds: dict[str, float]
@@ -54,7 +57,8 @@ def lower_steps(
 ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
     """(name, how to lower it) of every executable that an engine needs, the decode step first.
 
-    Names: "decode", "insert", "release", "state", "prefix", "save", "restore", "prefill BUCKET PAST".
+    Names: "decode", "insert", "release", "state", "prefix", "save", "restore", "prefill BUCKET PAST",
+    and "score" where the engine scores prompts.
     """
     model, engine = placer.model, placer.engine
     weights, state, prefix, scalar = placer.weights(), placer.state(), placer.prefix(), placer.scalar()
@@ -86,6 +90,11 @@ def lower_steps(
             arguments = (weights, prefix, placer.tokens(bucket), scalar)
             name = prefill_name(bucket, past)
             yield name, lowered(fill, arguments, donate=1, out=(of_prefix, placer.replicated))
+    if engine.prompt_scores:
+        chunk = placer.tokens(engine.chunk)
+        score = functools.partial(score_step.score, model, engine)
+        arguments = (weights, prefix, chunk, chunk, scalar, scalar)
+        yield "score", lowered(score, arguments, donate=1, out=(of_prefix, (placer.replicated,) * 4))
 
 
 def prefill_name(bucket: int, past: int) -> str:
@@ -124,6 +133,7 @@ def compile_steps(
         restore=compiled["restore"],
         decode=compiled["decode"],
         release=compiled["release"],
+        score=compiled.get("score"),
         initial_state=compiled["state"],
         initial_prefix=compiled["prefix"],
         compile_seconds=seconds,

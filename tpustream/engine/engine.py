@@ -9,12 +9,14 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.prompt_scores import PromptScores
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
 from tpustream.engine.compile import CompiledSteps
@@ -23,6 +25,7 @@ from tpustream.engine.prefilling import Prefiller, WholePrefix
 from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
+from tpustream.engine.scoring import ScoreJob, Scorer
 from tpustream.engine.state import DecodeState, Weights
 from tpustream.engine.waiting_room import WaitingRoom
 
@@ -37,6 +40,11 @@ class _Submitted:
 class _SlotFinished:
     slot: int
     epoch: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Scored:
+    job: ScoreJob
 
 
 class _Stop:
@@ -74,6 +82,7 @@ class Engine:
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
         self._prefiller = Prefiller(config, weights, steps)
+        self._scorer = Scorer(config, weights, steps)
         self._decoding: set[tuple[int, int]] = set()  # (slot, epoch) that the device decodes
         self._room = WaitingRoom(
             slots=config.slots,
@@ -147,6 +156,24 @@ class Engine:
                 raise InvalidRequest(f"id: wanted one that is not in flight, got {request.id!r}", param="id")
         self._inbox.put(_Submitted(request=request, arrived=self._clock()))
 
+    def score(self, prompt: Sequence[int], *, logprobs: int | None = None) -> "Future[PromptScores]":
+        """Queue a prompt to be scored between the dispatches of the streams.
+
+        Args:
+          logprobs: None for hidden states alone, 0 for the log-probabilities of the prompt's tokens too,
+            n for the n most likely in their place besides.
+
+        The future may be cancelled. Raises InvalidRequest for a prompt that cannot be scored, QueueFull
+        when too many wait, EngineStopped after stop or failure.
+        """
+        admissions.check_scored(prompt, logprobs, self.model, self.config)
+        with self._closing:
+            if self._stopped is not None:
+                raise EngineStopped(self._stopped)
+            job = self._scorer.open(prompt, -1 if logprobs is None else logprobs)
+        self._inbox.put(_Scored(job=job))
+        return job.future
+
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request with this reason; its slot is free at the next dispatch. Unknown ids are ignored."""
         self._inbox.put(Command(request_id=request_id, finish=finish))
@@ -167,7 +194,7 @@ class Engine:
 
     def _take_messages(self) -> bool:
         """Handle everything in the inbox, waiting for the first where nothing runs; False to stop."""
-        idle = self._scheduler.running == 0
+        idle = self._scheduler.running == 0 and not self._scorer.busy
         with contextlib.suppress(queue.Empty):
             while True:
                 if not self._handle(self._inbox.get(block=idle)):
@@ -185,12 +212,14 @@ class Engine:
             case _SlotFinished():
                 self._decoding.discard((message.slot, message.epoch))
                 self._scheduler.finished(message.slot, message.epoch)
+            case _Scored():
+                self._scorer.add(message.job)
             case _Stop():
                 return False
         return True
 
     def _iterate(self, state: DecodeState) -> DecodeState:
-        """Idle what ended, one chunk of one prompt, one dispatch of decode."""
+        """Idle what ended, one chunk of one prompt or score, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
             event = TokenEvent(finish=FinishReason.ERROR, error=expired.message)
             self._router.close(expired.request.id, event)
@@ -202,7 +231,9 @@ class Engine:
         for placement in plan.admit:
             self._router.place(placement)
             self._prefiller.add(placement)
-        if self._prefiller.busy:
+        if self._scorer.takes_turn(others=self._prefiller.busy):
+            self._scorer.advance(wait=not self._decoding)
+        elif self._prefiller.busy:
             # Without decode nothing else holds the loop back, and a cancel must find little in flight.
             whole = self._prefiller.advance(wait=not self._decoding)
             state = state if whole is None else self._insert(whole, state)
@@ -231,3 +262,4 @@ class Engine:
             if self._stopped is None:
                 self._stopped = why
             self._router.close_all(event)
+            self._scorer.close(why)
