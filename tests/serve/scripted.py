@@ -5,9 +5,13 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+
+import numpy as np
 
 from tpustream.config import EngineConfig
 from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.prompt_scores import PromptScores
 from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from tpustream.engine.waiting_room import WaitingRoom
 from tpustream.serve.answer import Settings
@@ -61,16 +65,21 @@ class ScriptedEngine:
     Attributes:
       script: from a request to its steps.
       requests: what was submitted, in order.
+      scored: prompts that were to be scored, in order.
+      hold_scores: no score ever comes.
       cancels: (request id, finish, monotonic time) of every cancel.
     """
 
     vocab_size = 257
+    embed_dim = 3
 
     def __init__(self, *, slots: int = 4, max_prompt: int = 64, max_waiting: int = 128):
         self.config = EngineConfig(slots=slots, ring_length=max_prompt, max_waiting=max_waiting)
         self.max_prompt = max_prompt
         self.script: Script = lambda _: say("ok")
         self.requests: list[Request] = []
+        self.scored: list[tuple[int, ...]] = []
+        self.hold_scores = False
         self.cancels: list[tuple[str, FinishReason, float]] = []
         self.stopped: str | None = None
         self._slots = threading.Semaphore(slots)
@@ -92,11 +101,26 @@ class ScriptedEngine:
         """Forget what happened in an earlier test."""
         self.script = lambda _: say("ok")
         self.requests.clear()
+        self.scored.clear()
+        self.hold_scores = False
         self.cancels.clear()
         self.stopped = None
 
     def check_room(self, requests: int) -> None:
         self._room.check(requests)
+
+    def score(self, prompt: Sequence[int], *, logprobs: int | None = None) -> "Future[PromptScores]":
+        """Hidden states (token, 3, 4); tokens as likely as those that it says."""
+        if self.stopped is not None:
+            raise EngineStopped(self.stopped)
+        self.scored.append(tuple(prompt))
+        future: Future[PromptScores] = Future()
+        if self.hold_scores:
+            return future
+        hidden = np.array([[token, 3, 4] for token in prompt], np.float32).mean(axis=0)
+        of = () if logprobs is None else tuple(logprobs_of(token, logprobs) for token in prompt[1:])
+        future.set_result(PromptScores(hidden=hidden, logprobs=of))
+        return future
 
     def submit(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
         if self.stopped is not None:

@@ -96,14 +96,18 @@ def test_best_of_takes_the_likeliest_of_each_prompt(served, http):
 
 def test_ignored_fields_are_dropped():
     """For clients that cannot be taught; only what would be refused can be ignored."""
+    settings = Settings(ignored_fields=("suffix", "prompt", "previous_response_id"))
     with (
-        serve(ScriptedRuntime(), settings=Settings(ignored_fields=("suffix",))) as served,
+        serve(ScriptedRuntime(), settings=settings) as served,
         httpx.Client(base_url=served.url, timeout=10, trust_env=False) as http,
     ):
         assert http.post(PATH, json={"prompt": "a", "suffix": "x"}).status_code == 200
         assert http.post(PATH, json={"prompt": "a", "grammar": "x"}).status_code == 400
+        body = {"input": "a", "previous_response_id": "gone", "prompt": {"id": "p"}}
+        assert http.post("/v1/responses", json=body).status_code == 200
+        assert bytes(served.engine.requests[-1].prompt) == b"u:a\na:"
     with pytest.raises(ValueError, match="ignored_fields"):
-        Settings(ignored_fields=("prompt",))
+        Settings(ignored_fields=("temperature",))
 
 
 def test_a_prompt_may_fill_the_ring_and_go_on(served, http):

@@ -91,7 +91,6 @@ BAD_TEXT = [
     ({"prompt": "a", "best_of": 1, "n": 2}, "best_of"),
     ({"prompt": "a", "best_of": 21}, "best_of"),
     ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
-    ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs"),
     ({"prompt": "a", "logprobs": 21}, "logprobs"),
     ({"prompt": "a", "logprobs": True}, "logprobs"),
     ({}, "prompt"),

@@ -95,7 +95,7 @@ def test_stop_while_loading():
         (["--model=missing", "--host=0.0.0.0"], "warning: 0.0.0.0 can be reached from other machines"),
         (["--model=missing"], "error: missing: wanted a model, got nothing there\n"),
         (["--host=no.such.host.invalid"], "error: cannot listen on no.such.host.invalid"),
-        (["--ignored_fields=prompt"], "error: ignored_fields: wanted one of"),
+        (["--ignored_fields=temperature"], "error: ignored_fields: wanted one of"),
         (["stray"], "error: wanted flags only, got 'stray'\n"),
         (["--nonsense"], "nonsense"),
     ],

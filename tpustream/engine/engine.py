@@ -105,6 +105,11 @@ class Engine:
         return self.model.vocab_size
 
     @property
+    def embed_dim(self) -> int:
+        """D, numbers of a hidden state."""
+        return self.model.embed_dim
+
+    @property
     def stopped(self) -> str | None:
         """Why no request is taken any more; None while the engine works."""
         return self._stopped

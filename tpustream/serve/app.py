@@ -8,11 +8,18 @@ from tpustream import __version__
 from tpustream.serve.answer import Settings
 from tpustream.serve.chat import chat_routes
 from tpustream.serve.completions import completion_routes
+from tpustream.serve.embeddings import embedding_routes
 from tpustream.serve.errors import install_error_handlers
 from tpustream.serve.models import model_routes
 from tpustream.serve.responses import response_routes
 from tpustream.serve.responses.schema import ResponsesRequest
-from tpustream.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from tpustream.serve.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from tpustream.serve.service import ServedRuntime, Service
 from tpustream.serve.tokenizing import tokenizing_routes
 from tpustream.serve.transport import RequestIds
@@ -21,6 +28,7 @@ REFERENCE = "#/components/schemas/{model}"
 BODIES = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
     "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
@@ -49,6 +57,7 @@ def create_app(
     app.state.service = service
     app.include_router(chat_routes(service, settings))
     app.include_router(completion_routes(service, settings))
+    app.include_router(embedding_routes(service, settings))
     app.include_router(response_routes(service, settings))
     app.include_router(tokenizing_routes(service, settings))
     app.include_router(model_routes(service))

@@ -16,7 +16,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 async def read_body(
     request: Request, schema: type[Schema], limit: int, ignored: Collection[str] = ()
 ) -> Schema:
-    """Read and validate a JSON body of at most `limit` bytes, and forget the fields in `ignored`.
+    """Read and validate a JSON body of at most `limit` bytes, and forget the optional fields in `ignored`.
 
     JSON has to be declared as such: a web page may post anything else to a local server without
     the browser's asking first. Raises ApiError: 415, 413, or 400 for JSON or fields that are wrong.
@@ -39,7 +39,7 @@ async def read_body(
         raise from_validation(error) from None
     for field in ignored:
         (valid.model_extra or {}).pop(field, None)
-        if field in schema.model_fields:
+        if field in schema.model_fields and not schema.model_fields[field].is_required():
             setattr(valid, field, None)
     return valid
 

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from tpustream.core.request import TextToken
+from tpustream.core.request import TextToken, TokenLogprobs
 from tpustream.text.vocabulary import Tokenizer
 
 LEAST = -9999.0  # what OpenAI writes for next to impossible; JSON has no infinity
@@ -35,22 +35,24 @@ class CompletionLogprobs:
         self._offset = start
 
     def part(self, tokens: Sequence[TextToken]) -> dict[str, Any]:
-        """The object for the next tokens; they carry log-probabilities."""
+        """The object for the next tokens, with null for those without log-probabilities."""
         out: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
             label = self._label(token.id, token.bytes)
-            chosen = max(token.logprobs.chosen, LEAST)
-            top = {}
-            for id, value in token.logprobs.top:
-                # Two tokens may look alike; the likelier one, which comes first, keeps the name.
-                top.setdefault(self._label(id, self._tokenizer.token_bytes(id)), max(value, LEAST))
-            top.setdefault(label, chosen)  # OpenAI: the sampled token is always among them
             out["tokens"].append(label)
-            out["token_logprobs"].append(chosen)
-            out["top_logprobs"].append(top)
-            out["text_offset"].append(self._offset)
+            out["token_logprobs"].append(token.logprobs and max(token.logprobs.chosen, LEAST))
+            out["top_logprobs"].append(token.logprobs and self._top(label, token.logprobs))
+            out["text_offset"].append(max(0, self._offset))
             self._offset += len(self._decoder.decode(token.bytes))
         return out
+
+    def _top(self, label: str, logprobs: TokenLogprobs) -> dict[str, float]:
+        top = {}
+        for id, value in logprobs.top:
+            # Two tokens may look alike; the likelier one, which comes first, keeps the name.
+            top.setdefault(self._label(id, self._tokenizer.token_bytes(id)), max(value, LEAST))
+        top.setdefault(label, max(logprobs.chosen, LEAST))  # OpenAI: the token is always among them
+        return top
 
     def _label(self, id: int, raw: bytes) -> str:
         if not raw:
@@ -59,6 +61,27 @@ class CompletionLogprobs:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)  # OpenAI's form
+
+
+def prompt_logprobs(
+    ids: Sequence[int], logprobs: Sequence[TokenLogprobs], text: str, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The `logprobs` object of an echoed prompt; nothing comes before its first token, so that has none.
+
+    `logprobs` are those of all tokens but the first; `text` is the prompt as it is echoed.
+    """
+    tokens = [
+        TextToken(id=id, bytes=tokenizer.token_bytes(id), logprobs=of)
+        for id, of in zip(ids, (None, *logprobs), strict=True)
+    ]
+    shown = b"".join(token.bytes for token in tokens).decode(errors="replace")
+    # A vocabulary may begin every text with a space that is not shown.
+    return CompletionLogprobs(tokenizer, len(text) - len(shown)).part(tokens)
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two `logprobs` objects of a text completion, one after the other."""
+    return {field: first[field] + second[field] for field in first}
 
 
 def _chat_entry(id: int, raw: bytes, value: float, tokenizer: Tokenizer) -> dict[str, Any]:

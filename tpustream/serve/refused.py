@@ -75,6 +75,8 @@ RESPONSES: Mapping[str, Sequence[Any]] = {
     "tools": ((),),
 }
 
+EMBEDDING: Mapping[str, Sequence[Any]] = {"messages": (), "truncate_prompt_tokens": ()}
+
 TOKENIZE: Mapping[str, Sequence[Any]] = {
     "chat_template": (),
     "continue_final_message": (False,),

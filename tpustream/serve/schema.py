@@ -14,6 +14,12 @@ MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_CANDIDATES = 20
 
+Prompts = (
+    str
+    | Annotated[list[str], Field(fail_fast=True)]
+    | Annotated[list[int], Field(fail_fast=True)]
+    | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+)
 Verbosity = Literal["low", "medium", "high"]
 
 
@@ -106,6 +112,21 @@ class ChatRequest(GenerationRequest):
     verbosity: Verbosity | None = None
 
 
+class EmbeddingRequest(OpenModel):
+    """POST /v1/embeddings.
+
+    Attributes:
+      input: as the prompt of a text completion, of which each gives one vector.
+      encoding_format: numbers, or the bytes of little-endian float32.
+      dimensions: the first so many numbers, made a unit vector again.
+    """
+
+    model: str | None = None
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
 class TokenizeRequest(OpenModel):
     """POST /tokenize: of vLLM's form, either a text or a conversation.
 
@@ -142,12 +163,7 @@ class CompletionRequest(GenerationRequest):
       logprobs: log-probabilities of the tokens and of that many alternatives.
     """
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(fail_fast=True)]
-        | Annotated[list[int], Field(fail_fast=True)]
-        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
-    )
+    prompt: Prompts
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=0, le=MAX_CANDIDATES)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

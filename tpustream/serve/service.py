@@ -6,12 +6,15 @@ them in order. How much may wait is the engine's to say. It lives on one event l
 """
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from tpustream import __version__
 from tpustream.config import EngineConfig
 from tpustream.control.engine_stream import TokenEngine
 from tpustream.core.errors import EngineStopped
+from tpustream.core.prompt_scores import PromptScores
 from tpustream.serve.errors import ApiError, unavailable
 from tpustream.text.chat_template import ChatTemplate
 from tpustream.text.vocabulary import Tokenizer
@@ -26,12 +29,16 @@ class ServedEngine(TokenEngine, Protocol):
     config: EngineConfig
     max_prompt: int
     vocab_size: int
+    embed_dim: int
     stopped: str | None
     running: int
     waiting: int
 
     def check_room(self, requests: int) -> None:
         """Raise QueueFull when this many more would be refused now."""
+
+    def score(self, prompt: Sequence[int], *, logprobs: int | None = None) -> "Future[PromptScores]":
+        """Score a prompt; see `engine.Engine.score`."""
 
 
 class ServedRuntime(Protocol):
