@@ -71,7 +71,7 @@ def test_completion_always_lists_the_chosen_token(served, http):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_echo_with_logprobs_begins_with_the_prompts(served, http, streamed):
-    """Nothing comes before the first token, so it has none; offsets go on into the answer."""
+    """Nothing comes before the first token, so it is taken as given; offsets go on into the answer."""
     served.engine.script = lambda _: say("!\u00e9")
     body = {"prompt": ["h\u00e9", "x"], "echo": True, "logprobs": 1, "n": 2}
     if streamed:
@@ -85,8 +85,8 @@ def test_echo_with_logprobs_begins_with_the_prompts(served, http, streamed):
         assert choice["text"] == "h\u00e9!\u00e9"
     odd = ["bytes:\\xc3", "bytes:\\xa9"]
     assert found["tokens"] == ["h", *odd, "!", *odd]
-    assert found["token_logprobs"] == [None, *[-0.5] * 5]
-    assert found["top_logprobs"] == [None, *({token: -0.5} for token in found["tokens"][1:])]
+    assert found["token_logprobs"] == [0, *[-0.5] * 5]
+    assert found["top_logprobs"] == [{}, *({token: -0.5} for token in found["tokens"][1:])]
     assert found["text_offset"] == [0, 1, 1, 2, 3, 3]
 
 
@@ -94,5 +94,5 @@ def test_a_prompt_can_be_scored_without_an_answer(served, http):
     """What evaluation harnesses ask for: echo, logprobs, and not one token more."""
     body = {"prompt": [97, 98], "echo": True, "logprobs": 0, "max_tokens": 0}
     choice = http.post(TEXT, json=body).json()["choices"][0]
-    assert (choice["text"], choice["logprobs"]["token_logprobs"]) == ("ab", [None, -0.5])
+    assert (choice["text"], choice["logprobs"]["token_logprobs"]) == ("ab", [0, -0.5])
     assert served.engine.requests == []

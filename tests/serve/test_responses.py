@@ -297,4 +297,5 @@ def test_defaults_of_openai_pass(served, http):
     answer = http.post(PATH, json={"input": "a", **fields}).json()
     Response.model_validate(answer)
     assert (answer["parallel_tool_calls"], answer["max_tool_calls"]) == (False, 3)
+    assert "user" not in answer
     assert http.post(PATH, json={"tools": [{"type": "function"}], "tool_choice": "none"}).status_code == 200

@@ -30,7 +30,7 @@ NAMES = flags.DEFINE_list(
     "served_model_name", [], "Names that clients may use for the model; its own when empty."
 )
 IGNORED = flags.DEFINE_list(
-    "ignored_fields", [], "Fields of requests that are dropped where they would be refused, as suffix,tools."
+    "ignored_fields", [], "Fields of requests that are dropped instead of refused, as suffix,tools."
 )
 
 

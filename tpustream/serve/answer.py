@@ -28,7 +28,7 @@ class Settings:
       keep_alive: seconds of silence after which a stream gets a comment.
       max_body_bytes: of a request.
       stored_responses, stored_bytes: answers of /v1/responses that are kept for later requests.
-      ignored_fields: names of IGNORABLE that are dropped from requests instead of being refused.
+      ignored_fields: names of IGNORABLE that are dropped from requests.
 
     Raises ValueError for a field that cannot be ignored.
     """

@@ -35,13 +35,13 @@ class CompletionLogprobs:
         self._offset = start
 
     def part(self, tokens: Sequence[TextToken]) -> dict[str, Any]:
-        """The object for the next tokens, with null for those without log-probabilities."""
+        """The object for the next tokens; they carry log-probabilities."""
         out: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
             label = self._label(token.id, token.bytes)
             out["tokens"].append(label)
-            out["token_logprobs"].append(token.logprobs and max(token.logprobs.chosen, LEAST))
-            out["top_logprobs"].append(token.logprobs and self._top(label, token.logprobs))
+            out["token_logprobs"].append(max(token.logprobs.chosen, LEAST))
+            out["top_logprobs"].append(self._top(label, token.logprobs))
             out["text_offset"].append(max(0, self._offset))
             self._offset += len(self._decoder.decode(token.bytes))
         return out
@@ -66,17 +66,21 @@ class CompletionLogprobs:
 def prompt_logprobs(
     ids: Sequence[int], logprobs: Sequence[TokenLogprobs], text: str, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """The `logprobs` object of an echoed prompt; nothing comes before its first token, so that has none.
+    """The `logprobs` object of an echoed prompt.
 
-    `logprobs` are those of all tokens but the first; `text` is the prompt as it is echoed.
+    Nothing comes before the first token, so it is taken as given: log 1, and no alternatives. (OpenAI's
+    description has numbers only, no null.) `logprobs` are those of all other tokens; `text` is the prompt
+    as it is echoed.
     """
     tokens = [
         TextToken(id=id, bytes=tokenizer.token_bytes(id), logprobs=of)
-        for id, of in zip(ids, (None, *logprobs), strict=True)
+        for id, of in zip(ids, (TokenLogprobs(chosen=0.0), *logprobs), strict=True)
     ]
     shown = b"".join(token.bytes for token in tokens).decode(errors="replace")
     # A vocabulary may begin every text with a space that is not shown.
-    return CompletionLogprobs(tokenizer, len(text) - len(shown)).part(tokens)
+    part = CompletionLogprobs(tokenizer, len(text) - len(shown)).part(tokens)
+    part["top_logprobs"][0] = {}
+    return part
 
 
 def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -92,8 +92,8 @@ MESSAGE: Mapping[str, Sequence[Any]] = {
     "tool_calls": ((),),
 }
 
-# What a server can be told to drop rather than to refuse, for clients that send it come what may.
-IGNORABLE = tuple(sorted({*CHAT, *COMPLETION, *RESPONSES, "previous_response_id"}))
+# What a server can be told to drop, for clients that send it come what may.
+IGNORABLE = tuple(sorted({*CHAT, *COMPLETION, *RESPONSES, "encoding_format", "previous_response_id"}))
 
 # A choice of "none", and the fields that it leaves without effect.
 SWITCHED_OFF = {"tool_choice": ("tools", "web_search_options"), "function_call": ("functions",)}

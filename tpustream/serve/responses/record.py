@@ -139,5 +139,5 @@ def echo(body: ResponsesRequest, model: str, sampling: SamplingParams) -> dict[s
         "top_logprobs": body.top_logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": body.truncation or "disabled",
-        "user": body.user,
+        **({"user": body.user} if body.user is not None else {}),  # the description has no null here
     }
