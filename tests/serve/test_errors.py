@@ -250,3 +250,18 @@ def test_http_that_is_no_http(served):
     with socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
         connection.sendall(b"NONSENSE\r\n\r\n")
         assert b"400" in connection.recv(1000)
+
+
+def test_openapi_describes_every_route(http):
+    """Bodies included, although the routes read them themselves."""
+    described = http.get("/openapi.json").json()
+    paths = described["paths"]
+    posts = {path for path, methods in paths.items() if "post" in methods} - {
+        "/v1/responses/{response_id}/cancel"
+    }
+    assert posts == {CHAT, TEXT, "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"}
+    for path in posts:
+        schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert schema["$ref"].removeprefix("#/components/schemas/") in described["components"]["schemas"]
+    gets = {path for path, methods in paths.items() if "get" in methods}
+    assert gets >= {"/v1/models", "/v1/responses/{response_id}", "/health", "/ready", "/load"}

@@ -56,8 +56,8 @@ class ResponsesRequest(SampledRequest):
       truncation: "auto" drops the oldest messages of a conversation that does not fit.
       include: more to answer with, of which this server has log-probabilities.
       top_logprobs: alternatives to each token; asks for log-probabilities too.
-      parallel_tool_calls, service_tier, user, safety_identifier, prompt_cache_key, max_tool_calls:
-        given back as they are.
+      parallel_tool_calls, user, safety_identifier, prompt_cache_key, max_tool_calls: given back as they
+        are; there are no tools and no tiers here that they could choose among.
     """
 
     input: str | Annotated[list[InputItem], Field(fail_fast=True)] | None = None
@@ -73,7 +73,6 @@ class ResponsesRequest(SampledRequest):
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     parallel_tool_calls: bool | None = None
-    service_tier: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
