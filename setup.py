@@ -16,7 +16,7 @@ setup(
     package_dir={"tpustream.configs": "configs"},
     package_data={
         "tpustream.configs": ["*.json"],
-        "tpustream.ops.int8.cpu_kernel": ["*.cc", "*.h"],  # built on the user's machine
+        "tpustream.ops.cpu": ["*.cc", "*.h"],  # built on the user's machine
     },
     install_requires=[
         "absl-py>=2.1",

@@ -25,7 +25,7 @@ from tpustream.runtime import compile_progress, enable_compile_cache, load_weigh
 from tpustream.weights.resolve import resolve_model
 
 define_model_flag()
-define_engine_flags()
+define_engine_flags(fused_steps=1)  # here every dispatch is that deep
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Slots that decode together; replaces --slots.")
 _CONTEXTS = flags.DEFINE_list("contexts", ["128", "1024"], "Tokens in each slot's cache.")
 _PROMPTS = flags.DEFINE_list(

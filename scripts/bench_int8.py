@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from tpustream.flags import run_command
+from tpustream.ops.cpu import build, packed
 from tpustream.ops.int8 import project, xla
-from tpustream.ops.int8.cpu_kernel import build, call, packed
 from tpustream.ops.int8.quantize import dequantize, quantize
 from tpustream.weights.cache import cache_folder
 

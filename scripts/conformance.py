@@ -51,7 +51,8 @@ IGNORED = (
     "prompt",
     "encoding_format",
 )
-SERVED_FLAGS = (f"--ignored_fields={','.join(IGNORED)}",)
+# Most cases leave the length of an answer to the server; the ring bounds it.
+SERVED_FLAGS = (f"--ignored_fields={','.join(IGNORED)}", "--ring_length=256")
 RESOURCES = {
     "openai-python completions": "test_completions.py",
     "openai-python chat": "chat/test_completions.py",

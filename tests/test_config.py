@@ -23,6 +23,8 @@ BAD_ENGINES = [
     ({"sinks": 64, "ring_length": 64}, "sinks: wanted 0 <= sinks < ring_length"),
     ({"prefill_chunk": 0}, "prefill_chunk: wanted >= 1, got 0"),
     ({"emitter": "pigeon"}, "emitter: wanted one of"),
+    ({"fused_steps": 0}, "fused_steps: wanted >= 1, got 0"),
+    ({"itl_target_ms": -1}, "itl_target_ms: wanted >= 0, got -1"),
     ({"dtype": "float8"}, "dtype: wanted one of"),
     ({"mesh": (1, -2)}, "mesh: wanted"),
 ]

@@ -30,7 +30,7 @@ MAY_IMPORT = {
 
 # Parts and modules that work without jax, whatever they import in turn.
 WITHOUT_JAX = ("config", "core", "files", "text", "control", "engine.scheduler",
-               "engine.waiting_room", "engine.prefix_cache")  # fmt: skip
+               "engine.waiting_room", "engine.depth", "engine.prefix_cache")  # fmt: skip
 JAX = {"jax", "jaxlib", "jaxtyping", "flax", "optax", "orbax"}
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from tpustream.config import EngineConfig, ModelConfig
@@ -26,6 +27,8 @@ from tpustream.engine.state import Weights
 from tpustream.engine.weight_forms import Param, quantized, resolve_form
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules, make_mesh
+from tpustream.ops.attend import AttentionForm
+from tpustream.ops.cpu import build, calls
 from tpustream.ops.rope import rope_table
 from tpustream.text.tokenizer import Tokenizer, load_tokenizer
 from tpustream.weights.cache import cache_folder
@@ -39,7 +42,7 @@ class Runtime:
 
     Attributes:
       name: what clients call the model.
-      engine: started; `engine.stop()` ends it.
+      engine: started.
       tokenizer: text to ids and back.
       model_config: the model's shape.
       compile_guard: counts what is compiled after the start, which should be nothing.
@@ -50,6 +53,11 @@ class Runtime:
     tokenizer: Tokenizer
     model_config: ModelConfig
     compile_guard: CompileGuard
+
+    def stop(self) -> None:
+        """End every stream as cancelled, join the engine's threads, and stop counting. Safe to call twice."""
+        self.engine.stop()
+        self.compile_guard.stop()
 
 
 def load_runtime(model: str, config: EngineConfig, *, quiet: bool = False) -> Runtime:
@@ -114,8 +122,17 @@ def make_placer(
     # bfloat16 arithmetic on XLA:CPU is ten times slower than float32.
     auto = "float32" if platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
-    form = resolve_form(config.weights, mesh, cache_folder() / "kernels")
-    return Placer(model=model, engine=config, mesh=mesh, rules=ShardingRules(), dtype=dtype, form=form)
+    kernels = build.usable(cache_folder() / "kernels", platform=platform, devices=mesh.devices.size)
+    fits = kernels and dtype == jnp.float32 and model.head_dim % calls.HEAD_MULTIPLE == 0
+    return Placer(
+        model=model,
+        engine=config,
+        mesh=mesh,
+        rules=ShardingRules(),
+        dtype=dtype,
+        form=resolve_form(config.weights, kernels=kernels),
+        attention=AttentionForm.CPU if fits else AttentionForm.XLA,
+    )
 
 
 def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed: int = 0) -> Weights:
@@ -154,8 +171,8 @@ def enable_compile_cache() -> None:
 def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
     """Run prompts of each length and one step, so that the first request finds memory in place."""
     # Steps below 0 are rehearsal: the token queue begins at step 0, so what they call is dropped.
-    rehearsal = jnp.int32(-placer.engine.fused_steps)
-    state = dataclasses.replace(steps.initial_state(), step=jax.device_put(rehearsal, placer.replicated))
+    rehearsal = jax.device_put(np.int32(-1), placer.replicated)
+    state = dataclasses.replace(steps.initial_state(), step=rehearsal)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), placer.admission())
     zero = zeros.slot
     prefix = steps.initial_prefix()
@@ -166,7 +183,7 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> None:
         prefix, _ = steps.score(weights, prefix, chunk, chunk, zero, zero)
     prefix = steps.restore(prefix, steps.save(prefix, zero))
     state = steps.release(steps.insert(prefix, state, zeros), zero, zero)
-    jax.block_until_ready(steps.decode(weights, state))
+    jax.block_until_ready(steps.decode(weights, state, np.int32(1)))
 
 
 @contextlib.contextmanager

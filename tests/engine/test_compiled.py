@@ -1,6 +1,7 @@
 """What the executables show: caches in place, and nothing compiled after start."""
 
 import re
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,8 +12,10 @@ from tpustream.config import EngineConfig
 from tpustream.engine.compile import lower_steps
 from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.emitters import TokenQueue
+from tpustream.engine.engine import Engine
 from tpustream.engine.state import cache_bytes
-from tpustream.runtime import make_placer
+from tpustream.runtime import Runtime, make_placer
+from tpustream.text.tokenizer import Tokenizer
 
 RING = 2048  # a layer's cache is then far larger than any temporary
 _COPY = re.compile(r"= (\w+)\[([\d,]*)\]\S* copy\(")
@@ -94,3 +97,22 @@ def test_the_guard_sees_a_compilation(caplog):
     seen = guard.count
     jax.jit(lambda x: x * 5 - 1)(np.arange(7.0))
     assert guard.count == seen
+
+
+def test_a_runtime_that_was_stopped_counts_nothing():
+    """A second runtime in the process is told of its own compilations alone."""
+    guard, later = CompileGuard(), CompileGuard()
+    guard.start()
+    runtime = Runtime(
+        name="tiny",
+        engine=mock.create_autospec(Engine, instance=True),
+        tokenizer=mock.create_autospec(Tokenizer, instance=True),
+        model_config=TINY,
+        compile_guard=guard,
+    )
+    runtime.stop()
+    runtime.stop()
+    runtime.engine.stop.assert_called()
+    with later.watching():
+        jax.jit(lambda x: x * 7 + 2)(np.arange(3.0))
+    assert later.count >= 1 and guard.count == 0

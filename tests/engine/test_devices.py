@@ -17,7 +17,13 @@ MODELS = {"odd": TINY, "even": dataclasses.replace(TINY, num_heads=8, num_kv_hea
 @functools.cache
 def _tokens(model: str, mesh: tuple[int, int], emitter: str, fused_steps: int) -> list[int]:
     config = EngineConfig(
-        slots=2, ring_length=32, prefill_chunk=32, mesh=mesh, emitter=emitter, fused_steps=fused_steps
+        slots=2,
+        ring_length=32,
+        prefill_chunk=32,
+        mesh=mesh,
+        emitter=emitter,
+        fused_steps=fused_steps,
+        itl_target_ms=0,
     )
     devices = jax.devices()[: mesh[0] * mesh[1]]
     engine = tiny_engine(config, files=tiny_files(MODELS[model]), devices=devices)

@@ -51,7 +51,7 @@ def test_a_stream_of_300_tokens_in_a_ring_of_64(name, tmp_path):
 @pytest.fixture(scope="module")
 def small_ring(tmp_path_factory):
     """An engine with a ring of 12, three slots and steps that are fused."""
-    config = EngineConfig(slots=3, ring_length=12, sinks=2, prefill_chunk=4, fused_steps=3)
+    config = EngineConfig(slots=3, ring_length=12, sinks=2, prefill_chunk=4, fused_steps=3, itl_target_ms=0)
     engine = _engine("mistral_window", tmp_path_factory.mktemp("model"), config)
     yield engine
     engine.stop()

@@ -147,7 +147,7 @@ def test_a_request_whose_deadline_passes_ends_with_a_reason(engine, holders, mon
     patient = submit(engine, dataclasses.replace(request((1,), request_id="patient"), deadline=60.0))
     now[0] = 105.5
     events, finish = collect(late)
-    assert finish == FinishReason.ERROR and len(events) == 1
+    assert finish == FinishReason.EXPIRED and len(events) == 1
     assert events[0].error == "deadline: wanted a slot within 5 s of arrival, got none in 5.500 s"
     holders()
     assert collect(patient)[1] == FinishReason.LENGTH

@@ -10,7 +10,8 @@ from tests.goldens.streams import streams
 from tests.reference.sampling import log_probabilities
 from tests.tiny import TINY, collect, generate, request, submit, tiny_engine, tiny_files
 from tpustream.config import EngineConfig
-from tpustream.engine import steps, weight_forms
+from tpustream.engine import steps
+from tpustream.ops.cpu import build
 from tpustream.runtime import load_weights, make_placer
 from tpustream.weights.resolve import resolve_model
 
@@ -21,7 +22,7 @@ PADDED = 448  # tokens: the longest golden stream fits
 @pytest.fixture
 def without_kernel(monkeypatch):
     """As on a machine without a C++ compiler."""
-    monkeypatch.setattr(weight_forms, "use_cpu_kernel", lambda *_, **__: False)
+    monkeypatch.setattr(build, "usable", lambda *_, **__: False)
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,12 @@ def _packed(step: int, *, epochs=(1, 1), finish=(0, 0), emitted=(True, True)) ->
 
 
 class _Result:
-    """Stands for the device array of a dispatch, ready when told."""
+    """Stands for the device array of a dispatch, ready when told; its last two rows are not used."""
 
     def __init__(self, steps):
-        self._steps, self.ready = np.stack([_packed(step) for step in steps]), threading.Event()
+        rows = [_packed(step) for step in steps]
+        self._steps, self.ready = np.stack([*rows, *2 * [np.zeros_like(rows[0])]]), threading.Event()
+        self.count = len(rows)
 
     def copy_to_host_async(self):
         pass
@@ -60,10 +62,10 @@ def test_packing_is_undone_by_unpacking():
 def test_steps_arrive_once_and_in_order_however_callbacks_come(order):
     """Late, early, doubled or lost callbacks: the dispatch's result fills what is missing."""
     tokens, got = TokenQueue("callback"), queue.SimpleQueue()
-    tokens.start(lambda batch: got.put(batch.step), lambda error: got.put(error))
+    tokens.start(lambda batch: got.put(batch.step), got.put, lambda: None)
     result = _Result(range(4))
     tokens.reserve()
-    tokens.dispatched(result)
+    tokens.dispatched(result, result.count)
     for step in order:
         tokens._called(_packed(step))
     result.ready.set()
@@ -74,9 +76,9 @@ def test_steps_arrive_once_and_in_order_however_callbacks_come(order):
 def test_a_token_leaves_before_its_dispatch_ends():
     """With callbacks the first token is delivered while the device still runs the others."""
     tokens, got = TokenQueue("callback"), queue.SimpleQueue()
-    tokens.start(lambda batch: got.put(batch.step), got.put)
+    tokens.start(lambda batch: got.put(batch.step), got.put, lambda: None)
     result = _Result(range(4))
-    tokens.dispatched(result)
+    tokens.dispatched(result, result.count)
     tokens._called(_packed(0))
     assert got.get(timeout=60) == 0
     result.ready.set()
@@ -86,7 +88,7 @@ def test_a_token_leaves_before_its_dispatch_ends():
 def test_only_two_dispatches_are_in_flight():
     """The third waits until one is read, so that a cancelled slot is free soon."""
     tokens = TokenQueue("transfer")
-    tokens.start(lambda batch: None, lambda error: None)
+    tokens.start(lambda batch: None, lambda error: None, lambda: None)
     results = [_Result([step]) for step in range(3)]
     reserved = threading.Semaphore(0)
 
@@ -94,7 +96,7 @@ def test_only_two_dispatches_are_in_flight():
         for result in results:
             tokens.reserve()
             reserved.release()
-            tokens.dispatched(result)
+            tokens.dispatched(result, result.count)
 
     thread = threading.Thread(target=dispatch)
     thread.start()
@@ -106,6 +108,23 @@ def test_only_two_dispatches_are_in_flight():
         result.ready.set()
     thread.join(60)
     tokens.stop()
+
+
+def test_rows_beyond_the_depth_of_a_dispatch_are_not_read():
+    """Dispatches of different depths through one array: every step once, and no row that was not run."""
+    tokens, got, ended = TokenQueue("transfer"), queue.SimpleQueue(), []
+    tokens.start(lambda batch: got.put(batch), got.put, lambda: ended.append(got.qsize()))
+    for steps in ([0], [1, 2, 3], [4, 5]):
+        result = _Result(steps)
+        result.ready.set()
+        tokens.reserve()
+        tokens.reserve()  # it is reserved already
+        tokens.dispatched(result, result.count)
+    tokens.stop()
+    batches = [got.get(timeout=60) for _ in range(6)]
+    assert [batch.step for batch in batches] == list(range(6)) and got.empty()
+    assert [batch.token[0] for batch in batches] == [100 + step for step in range(6)]
+    assert len(ended) == 3
 
 
 def test_an_unknown_emitter_is_refused():

@@ -150,7 +150,12 @@ class ScriptedEngine:
                 self._room.leave()
 
     def _play(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
-        with self._slots, self._seat():
+        if not self._slots.acquire(timeout=request.deadline):
+            sink(TokenEvent(finish=FinishReason.EXPIRED, error="deadline: wanted a slot, got none"))
+            return
+        with self._entrance:
+            self._seated += 1
+        try:
             left = request.sampling.max_tokens
             for step in self.script(request):
                 if self._woken[request.id].wait(step if isinstance(step, float) else 0):
@@ -168,16 +173,10 @@ class ScriptedEngine:
                 sink(event)
                 if event.finish is not None:
                     return
-
-    @contextlib.contextmanager
-    def _seat(self) -> Iterator[None]:
-        with self._entrance:
-            self._seated += 1
-        try:
-            yield
         finally:
             with self._entrance:
                 self._seated -= 1
+            self._slots.release()
 
 
 def logprobs_of(token: int, count: int) -> TokenLogprobs:
@@ -196,6 +195,9 @@ class ScriptedRuntime:
     tokenizer: ByteTokenizer = dataclasses.field(default_factory=ByteTokenizer)
     name: str = "scripted/bytes"
 
+    def stop(self) -> None:
+        self.engine.stop()
+
 
 @dataclasses.dataclass
 class Served:
@@ -213,6 +215,11 @@ class Served:
     @property
     def service(self):
         return self.server.config.app.state.service
+
+    @property
+    def in_flight(self) -> int:
+        """Streams that are not yet at their end."""
+        return sum(len(generation.open) for generation in tuple(self.service.generations))
 
 
 @contextlib.contextmanager

@@ -73,6 +73,18 @@ def test_every_sampling_field_reaches_the_engine(served, http):
         assert getattr(sampling, name) == fields[name], name
 
 
+@pytest.mark.parametrize(
+    ("fields", "priority", "deadline"),
+    [({}, 0, None), ({"priority": -3}, -3, None), ({"priority": 7, "deadline_ms": 1500}, 7, 1.5)],
+)
+def test_every_choice_has_its_place_in_the_queue(served, http, fields, priority, deadline):
+    """Priority in vLLM's sense and the deadline in seconds, of chats and of texts."""
+    http.post(CHAT, json=chat_body(n=2, **fields))
+    http.post("/v1/completions", json={"prompt": ["a", "b"], **fields})
+    places = [(request.priority, request.deadline) for request in served.engine.requests]
+    assert places == [(priority, deadline)] * 4
+
+
 def test_null_means_default_and_unknown_fields_pass(served, http):
     """Clients send nulls for what they leave out, and fields that nobody knows."""
     nulls = dict.fromkeys(("max_tokens", "temperature", "stop", "n", "stream", "logprobs", "tools", "seed"))

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from .scripted import ByteTokenizer, ScriptedEngine, ScriptedRuntime, say, serve, wait_until
-from .wire import chat_body, send_raw
+from .wire import chat_body, events_of, send_raw
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -38,6 +38,11 @@ BAD_CHAT = [
     ({"max_completion_tokens": -1}, "max_completion_tokens"),
     ({"n": 0}, "n"),
     ({"n": 17}, "n"),
+    ({"priority": "high"}, "priority"),
+    ({"priority": 1.5}, "priority"),
+    ({"deadline_ms": 0}, "deadline_ms"),
+    ({"deadline_ms": 10**9}, "deadline_ms"),
+    ({"deadline_ms": True}, "deadline_ms"),
     ({"seed": 2**64}, "seed"),
     ({"seed": "x"}, "seed"),
     ({"stop": [""]}, "stop"),
@@ -88,6 +93,8 @@ BAD_TEXT = [
     ({"prompt": [257]}, "prompt"),
     ({"prompt": [-1], "echo": True}, "prompt"),
     ({"prompt": "a", "suffix": "x"}, "suffix"),
+    ({"prompt": "a", "priority": True}, "priority"),
+    ({"prompt": "a", "deadline_ms": -5}, "deadline_ms"),
     ({"prompt": "a", "best_of": 1, "n": 2}, "best_of"),
     ({"prompt": "a", "best_of": 21}, "best_of"),
     ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
@@ -208,7 +215,7 @@ def test_bug_in_the_engine_is_a_500_in_the_envelope(http, served, monkeypatch):
     error = error_of(http.post(CHAT, json=chat_body()), 500)
     assert error["type"] == "server_error"
     assert "secret" not in error["message"]
-    assert served.service.in_flight == 0
+    assert served.in_flight == 0
 
 
 def test_full_queue_says_no():
@@ -223,12 +230,31 @@ def test_full_queue_says_no():
         assert error_of(http.post(TEXT, json={"prompt": ["a"] * 6}))["param"] == "prompt"
         body = json.dumps(chat_body(n=4)).encode()
         connection = send_raw(served.port, CHAT, body)
-        wait_until(lambda: served.service.in_flight == 4)
+        wait_until(lambda: served.in_flight == 4)
         response = http.post(CHAT, json=chat_body(n=2))
         assert error_of(response, 429)["code"] == "queue_full"
         assert int(response.headers["retry-after"]) >= 1
         connection.close()
-        wait_until(lambda: served.service.in_flight == 0, 1.0)
+        wait_until(lambda: served.in_flight == 0, 1.0)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_deadline_that_passes_is_named(streamed):
+    """503 to come again, or the error event of a stream; the one that held the slot is untouched."""
+    runtime = ScriptedRuntime(engine=ScriptedEngine(slots=1))
+    runtime.engine.script = lambda _: say("a" * 50, pause=0.05)
+    with serve(runtime) as served, httpx.Client(base_url=served.url, trust_env=False) as http:
+        holder = send_raw(served.port, CHAT, json.dumps(chat_body()).encode())
+        wait_until(lambda: served.in_flight == 1)
+        response = http.post(CHAT, json=chat_body(deadline_ms=50, stream=streamed))
+        if streamed:
+            (event,) = events_of(response.text)
+            assert event["error"]["code"] == "deadline_exceeded"
+        else:
+            assert error_of(response, 503)["code"] == "deadline_exceeded"
+            assert int(response.headers["retry-after"]) >= 1
+        assert served.in_flight == 1 and runtime.engine.cancels == []
+        holder.close()
 
 
 def test_loading_then_ready():

@@ -162,6 +162,19 @@ def test_failure(served, http):
     assert "NaN" in events[-1]["response"]["error"]["message"]
 
 
+def test_deadline_that_passes_in_the_queue(served, http):
+    """503, as on the other routes; in a stream the response fails."""
+    served.engine.script = lambda _: say("a" * 30, pause=0.02)
+    holders = [http.post(PATH, json={"background": True}).json()["id"] for _ in range(4)]
+    wait_until(lambda: served.engine.running == 4)
+    body = {"input": "a", "deadline_ms": 20, "priority": 1}
+    assert error_of(http.post(PATH, json=body), 503)["code"] == "deadline_exceeded"
+    assert kinds(events_of(http.post(PATH, json={**body, "stream": True}).text))[-1] == "failed"
+    assert served.engine.requests[-1].priority == 1
+    for id in holders:
+        assert http.delete(f"{PATH}/{id}").json()["deleted"]
+
+
 def test_an_answer_without_text(served, http):
     """The item is there all the same."""
     served.engine.script = lambda _: say("")
@@ -230,7 +243,7 @@ def test_cancel_frees_the_slot(served, http):
     assert cancelled["status"] == "cancelled"
     assert set(text_of(cancelled)) == {"a"}
     assert len(served.engine.cancels) == 1
-    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    wait_until(lambda: served.in_flight == 0, 1.0)
     assert http.post(f"{PATH}/{id}/cancel").json() == cancelled
     id = http.post(PATH, json={"input": "a", "max_output_tokens": 1}).json()["id"]
     error_of(http.post(f"{PATH}/{id}/cancel"))
@@ -243,7 +256,7 @@ def test_client_that_leaves_frees_its_slot(served, streamed):
     connection = send_raw(served.port, PATH, json.dumps({"input": "a", "stream": streamed}).encode())
     wait_until(lambda: served.engine.running == 1)
     connection.close()
-    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    wait_until(lambda: served.in_flight == 0, 1.0)
     assert len(served.engine.cancels) == 1
 
 

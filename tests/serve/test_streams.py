@@ -180,7 +180,7 @@ def test_queued_streams_are_kept_alive_and_cancelled(served):
     queued.close()
     wait_until(lambda: leaver in [name for name, _, _ in served.engine.cancels], 1.0)
     running.close()
-    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    wait_until(lambda: served.in_flight == 0, 1.0)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -200,7 +200,7 @@ def test_client_that_leaves_frees_its_slots(served, streamed, read_first):
     submitted = {request.id for request in served.engine.requests}
     assert {name for name, _, _ in served.engine.cancels} == submitted
     assert max(when for _, _, when in served.engine.cancels) - left < 1.0
-    wait_until(lambda: served.service.in_flight == 0, 1.0)
+    wait_until(lambda: served.in_flight == 0, 1.0)
     assert not served.service.generations
 
 
@@ -242,7 +242,7 @@ def test_client_that_does_not_read_cannot_hold_up_a_shutdown():
     with serve(runtime) as served:
         body = chat_body(stream=True, max_tokens=50_000)
         connection = send_raw(served.port, CHAT, json.dumps(body).encode())
-        wait_until(lambda: runtime.engine.requests and served.service.in_flight == 0, 10.0)
+        wait_until(lambda: runtime.engine.requests and served.in_flight == 0, 10.0)
         stopped = time.monotonic()
     assert time.monotonic() - stopped < 6
     connection.close()

@@ -56,7 +56,7 @@ def test_load_counts_slots_and_queue():
         runtime.engine.script = lambda _: say("a" * 50, pause=0.05)
         served.service.attach(runtime)
         connection = send_raw(served.port, "/v1/chat/completions", json.dumps(chat_body(n=6)).encode())
-        wait_until(lambda: served.service.in_flight == 6)
+        wait_until(lambda: served.in_flight == 6)
         wait_until(lambda: runtime.engine.running == 4)
         assert http.get("/load").json() == {"server_load": 6, "running": 4, "waiting": 2}
         connection.close()

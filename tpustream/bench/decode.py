@@ -55,28 +55,27 @@ def weight_bytes(weights: Weights) -> int:
 
 def live_cache_bytes(state: DecodeState, context: int) -> int:
     """Bytes of the cached tokens that one slot attends to at this context."""
-    slots = state.token.shape[0]
-    layers = zip(state.cache.k, state.cache.v, strict=True)
-    columns = ((k, v, v.shape[2]) for k, v in layers)
-    return sum((k.nbytes + v.nbytes) // slots // size * min(context, size) for k, v, size in columns)
+    slots, layers = state.token.shape[0], zip(state.cache.k, state.cache.v, strict=True)
+    sizes = ((sum(leaf.nbytes for leaf in jax.tree.leaves(pair)), pair[1].shape[2]) for pair in layers)
+    return sum(size // slots // columns * min(context, columns) for size, columns in sizes)
 
 
 def time_decode(
     placer: Placer, weights: Weights, steps: CompiledSteps, contexts: Sequence[int], *, dispatches: int
 ) -> Iterator[DecodeTiming]:
-    """The decode step of this batch at each context, in turn."""
-    batch, fused = placer.engine.slots, placer.engine.fused_steps
+    """The decode step of this batch at each context, in turn, in dispatches of `fused_steps`."""
+    batch, count = placer.engine.slots, np.int32(placer.engine.fused_steps)
     for context in contexts:
         state = _busy(placer, steps.initial_state(), context)
         floor = weight_bytes(weights) + batch * live_cache_bytes(state, context)
-        state, packed = steps.decode(weights, state)
+        state, packed = steps.decode(weights, state, count)
         packed.block_until_ready()
         seconds = []
         for _ in range(dispatches):
             start = time.perf_counter()
-            state, packed = steps.decode(weights, state)
+            state, packed = steps.decode(weights, state, count)
             packed.block_until_ready()
-            seconds.append((time.perf_counter() - start) / fused)
+            seconds.append((time.perf_counter() - start) / int(count))
         step = statistics.median(seconds)
         yield DecodeTiming(
             batch=batch,
@@ -87,6 +86,38 @@ def time_decode(
             gigabytes_per_second=floor / step / 1e9,
             compile_seconds=steps.compile_seconds["decode"],
         )
+
+
+def time_generation(
+    placer: Placer, weights: Weights, steps: CompiledSteps, *, prompt: int, tokens: int
+) -> float:
+    """Seconds in which every slot grows from `prompt` to `prompt + tokens` tokens, greedily.
+
+    As in the engine, a dispatch is read on the host while the next one runs.
+
+    Raises ValueError where `tokens` are no whole dispatches, do not fit in the ring, or where a slot
+    ended on the way, so that less was done than was timed.
+    """
+    fused, ring = placer.engine.fused_steps, placer.engine.ring_length
+    if tokens % fused:
+        raise ValueError(f"tokens: wanted a multiple of fused_steps ({fused}), got {tokens}")
+    if prompt + tokens > ring:
+        raise ValueError(f"ring_length: wanted at least {prompt} + {tokens} tokens, got {ring}")
+    state = _busy(placer, steps.initial_state(), prompt)
+    jax.block_until_ready(state)
+    before = None
+    start = time.perf_counter()
+    for _ in range(tokens // fused):
+        state, packed = steps.decode(weights, state, np.int32(fused))
+        packed.copy_to_host_async()
+        if before is not None:
+            np.asarray(before)
+        before = packed
+    np.asarray(before)
+    seconds = time.perf_counter() - start
+    if not np.asarray(state.active).all():
+        raise ValueError("decode: wanted every slot to run to the end, got one whose logits are not finite")
+    return seconds
 
 
 def time_prefill(
@@ -121,7 +152,7 @@ def describe_state(placer: Placer) -> dict[str, int]:
 
 
 def _busy(placer: Placer, state: DecodeState, context: int) -> DecodeState:
-    """Every slot active, with `context` tokens behind it."""
+    """Every slot active, with `context` tokens behind it. Its steps are below 0: a token queue drops them."""
 
     def full(leaf: jax.Array, value) -> jax.Array:
         return jax.device_put(jnp.full(leaf.shape, value, leaf.dtype), leaf.sharding)
@@ -131,4 +162,5 @@ def _busy(placer: Placer, state: DecodeState, context: int) -> DecodeState:
         cache=dataclasses.replace(state.cache, length=full(state.cache.length, context)),
         active=full(state.active, True),
         remaining=full(state.remaining, UNTIL_FAR),
+        step=full(state.step, -UNTIL_FAR),
     )

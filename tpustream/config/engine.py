@@ -5,6 +5,7 @@ import dataclasses
 DTYPES = ("auto", "float32", "bfloat16")
 TAIL_BUCKETS = (32, 128)
 WEIGHTS = ("full", "int8")
+KV = ("full", "int8")
 EMITTERS = ("auto", "callback", "transfer")
 
 
@@ -19,11 +20,16 @@ class EngineConfig:
       prefill_chunk: tokens of a prompt that are prefilled between two dispatches of decode.
       prefix_cache_mb: MB of device memory for chunks of earlier prompts; 0 keeps none there.
       prefix_cache_host_mb: MB of host memory for chunks that left the device; 0 drops them.
-      fused_steps: K, decode steps a dispatch.
+      fused_steps: decode steps that one dispatch runs at most; how many it runs depends on the load.
+      itl_target_ms: milliseconds that a dispatch may take where somebody would notice: with the transfer
+        emitter, which holds tokens back until then, or while a slot is free for a newcomer; 0 sets no
+        limit.
       emitter: how tokens leave the device: "callback", "transfer" or "auto".
       dtype: of weights, activations and cache; "auto" is float32 on CPU, bfloat16 elsewhere.
       weights: "full" keeps them in dtype; "int8" quantizes matrices at loading, a scale an output
         channel, and on one CPU device multiplies bytes with a C++ kernel where a compiler is found.
+      kv: "full" keeps keys and values in dtype; "int8" holds them as bytes with a scale a token and kv
+        head: a quarter of float32's memory, half of bfloat16's.
       mesh: devices on the axes (data, model); 0 means all that are left.
       prompt_scores: compile what embeddings and log-probabilities of prompts need.
       top_logprobs: largest number of alternatives that a request may ask for.
@@ -40,10 +46,12 @@ class EngineConfig:
     prefill_chunk: int = 128
     prefix_cache_mb: int = 128
     prefix_cache_host_mb: int = 128
-    fused_steps: int = 1
+    fused_steps: int = 8
+    itl_target_ms: int = 20
     emitter: str = "auto"
     dtype: str = "auto"
     weights: str = "full"
+    kv: str = "full"
     mesh: tuple[int, int] = (1, 0)
     prompt_scores: bool = True
     top_logprobs: int = 20
@@ -58,7 +66,8 @@ class EngineConfig:
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"{field}: wanted >= 1, got {value}")
-        for field in ("prefix_cache_mb", "prefix_cache_host_mb", "max_waiting", "max_waiting_tokens"):
+        bounds = ("prefix_cache_mb", "prefix_cache_host_mb", "max_waiting", "max_waiting_tokens")
+        for field in (*bounds, "itl_target_ms"):
             value = getattr(self, field)
             if value < 0:
                 raise ValueError(f"{field}: wanted >= 0, got {value}")
@@ -70,6 +79,8 @@ class EngineConfig:
             raise ValueError(f"dtype: wanted one of {DTYPES}, got {self.dtype!r}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights: wanted one of {WEIGHTS}, got {self.weights!r}")
+        if self.kv not in KV:
+            raise ValueError(f"kv: wanted one of {KV}, got {self.kv!r}")
         if len(self.mesh) != 2 or min(self.mesh) < 0:
             raise ValueError(f"mesh: wanted (data, model) with sizes >= 0, got {self.mesh}")
 

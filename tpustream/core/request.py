@@ -15,6 +15,11 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+    EXPIRED = "expired"  # its deadline passed before it got a slot
+
+
+GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+"""Reasons after which the output is whole."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +88,7 @@ class Request:
       sampling: how to choose tokens. Its seed is set (the engine draws none).
       key: who asks: waiting requests of the same priority share the slots fairly between their keys.
       priority: a lower value is served earlier, whatever waits behind it (vLLM's convention).
-      deadline: seconds from its arrival within which it must get a slot, or it ends with an error;
+      deadline: seconds from its arrival within which it must get a slot, or it ends as EXPIRED;
         None waits as long as it takes. Once it has a slot it runs to its own end.
 
     Raises InvalidRequest for a deadline that is not > 0.
@@ -124,7 +129,7 @@ class TokenEvent:
         not part of the text.
       logprobs: when asked for.
       cached_tokens: on the first token alone, how much of the prompt came from the prefix cache.
-      error: what went wrong, with FinishReason.ERROR.
+      error: what went wrong, with FinishReason.ERROR and EXPIRED.
     """
 
     token: int | None = None
@@ -152,7 +157,7 @@ class Delta:
       tokens: the generated tokens that arrived with it (one may be ahead of its text).
       finish: why the stream ended; None while it runs.
       stop_reason: the stop string or stop token id that matched; None for EOS and length.
-      error: what went wrong, with FinishReason.ERROR.
+      error: what went wrong, with FinishReason.ERROR and EXPIRED.
     """
 
     text: str = ""

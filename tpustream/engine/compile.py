@@ -31,7 +31,8 @@ class CompiledSteps:
       insert: (prefix, state, admission) -> state; the state is donated, the prefix may be used again.
       save: (prefix, start) -> PrefixBlock of the chunk at `start`.
       restore: (prefix, block) -> prefix; the prefix is donated.
-      decode: (weights, state) -> (state, i32[n, B, C]); the state is donated.
+      decode: (weights, state, count i32[]) -> (state, i32[fused_steps, B, C]), of which the first `count`
+        steps mean something; the state is donated.
       score: (weights, prefix, tokens i32[chunk], targets i32[chunk], count, wanted) -> (prefix, scores);
         the prefix is donated. None where the engine scores no prompts.
       release: (state, slot, epoch) -> state; the state is donated.
@@ -71,8 +72,10 @@ def lower_steps(
     def emit_whole(packed):
         emit(jax.lax.with_sharding_constraint(packed, placer.replicated))
 
-    decode = functools.partial(steps.decode, model, engine, emit=emit and emit_whole)
-    yield "decode", lowered(decode, (weights, state), donate=1, out=(of_state, placer.replicated))
+    decode = functools.partial(
+        steps.decode, model, engine, attention=placer.attention, emit=emit and emit_whole
+    )
+    yield "decode", lowered(decode, (weights, state, scalar), donate=1, out=(of_state, placer.replicated))
     insert = functools.partial(steps.insert, model, engine)
     yield "insert", lowered(insert, (prefix, state, placer.admission()), donate=1, out=of_state)
     yield "release", lowered(steps.release, (state, scalar, scalar), donate=0, out=of_state)
@@ -85,14 +88,14 @@ def lower_steps(
     yield "save", lowered(save, (prefix, scalar), out=of_block)
     yield "restore", lowered(steps.restore_block, (prefix, block), donate=0, out=of_prefix)
     for bucket in engine.buckets:
-        for past in engine.pasts:
-            fill = functools.partial(steps.prefill, model, past=past)
+        for past in sorted(set(map(placer.read_past, engine.pasts))):
+            fill = functools.partial(steps.prefill, model, past=past, attention=placer.attention)
             arguments = (weights, prefix, placer.tokens(bucket), scalar)
             name = prefill_name(bucket, past)
             yield name, lowered(fill, arguments, donate=1, out=(of_prefix, placer.replicated))
     if engine.prompt_scores:
         chunk = placer.tokens(engine.chunk)
-        score = functools.partial(score_step.score, model, engine)
+        score = functools.partial(score_step.score, model, engine, attention=placer.attention)
         arguments = (weights, prefix, chunk, chunk, scalar, scalar)
         yield "score", lowered(score, arguments, donate=1, out=(of_prefix, (placer.replicated,) * 4))
 
@@ -127,7 +130,11 @@ def compile_steps(
     seconds = {name: elapsed for name, (_, elapsed) in results.items()}
     engine = placer.engine
     return CompiledSteps(
-        prefill={(b, p): compiled[prefill_name(b, p)] for b in engine.buckets for p in engine.pasts},
+        prefill={
+            (b, p): compiled[prefill_name(b, placer.read_past(p))]
+            for b in engine.buckets
+            for p in engine.pasts
+        },
         insert=compiled["insert"],
         save=compiled["save"],
         restore=compiled["restore"],

@@ -24,14 +24,18 @@ class CompileGuard:
 
     def __init__(self):
         self.count = 0
+        self._counting = False
 
     def start(self) -> None:
-        """Count from now on."""
+        """Count from now on. Not again before `stop`."""
+        self._counting = True
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def stop(self) -> None:
-        """Count no more. Only after `start`."""
-        jax.monitoring.unregister_event_duration_listener(self._on_event)
+        """Count no more. Safe to call twice."""
+        if self._counting:
+            self._counting = False
+            jax.monitoring.unregister_event_duration_listener(self._on_event)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator["CompileGuard"]:

@@ -1,16 +1,17 @@
 """The token queue: two ways for tokens to leave the device, behind one interface.
 
 `transfer`: each dispatch returns one packed array, copied to the host while the next one runs.
-`callback`: beside that, the fused decode loop calls the host once a step, so tokens leave one by one
-although one dispatch runs K steps.
+`callback`: beside that, the decode loop calls the host once a step, so tokens leave one by one although
+one dispatch runs several steps.
 
 Every step carries its number. A step is delivered once and in order, whichever way it came first, so
 a callback that is late, early or lost changes nothing but the time of a token. Delivery runs on one
 thread of the queue; the device never waits for Python.
 
 An executable with a host callback cannot enter jax's persistent compile cache (0.10.2), so `auto` is
-`transfer` where a dispatch is one step, and `callback` where it is several and the start may take
-longer. `scripts/bench_decode.py --emitters=transfer,callback` measures both; the README has figures.
+`transfer` on CPU and where every dispatch is one step, and `callback` where it may be several and the
+start may take longer. `scripts/bench_decode.py --emitters=transfer,callback` measures both; the README
+has figures.
 """
 
 import queue
@@ -27,6 +28,7 @@ from tpustream.engine.packing import unpack
 
 Deliver = Callable[[TokenBatch], None]
 Fail = Callable[[BaseException], None]
+Completed = Callable[[], None]
 DISPATCHES_IN_FLIGHT = 2  # one runs, the next is queued behind it
 
 
@@ -51,26 +53,38 @@ class TokenQueue:
         if kind not in ("callback", "transfer"):
             raise ValueError(f"emitter: wanted 'callback' or 'transfer', got {kind!r}")
         self.emit = self._emit if kind == "callback" else None
-        self._results: queue.SimpleQueue = queue.SimpleQueue()  # i32[K, B, C] of dispatches, on device
+        self._results: queue.SimpleQueue = queue.SimpleQueue()  # (i32[n, B, C] on device, steps that count)
         self._arrived: queue.SimpleQueue = queue.SimpleQueue()  # i32[n, B, C] on the host
         self._in_flight = threading.Semaphore(DISPATCHES_IN_FLIGHT)
+        self._reserved = False
         self._threads: list[threading.Thread] = []
 
-    def start(self, deliver: Deliver, fail: Fail) -> None:
-        """Begin: `deliver` gets every step once; `fail` an error of the device or of `deliver`."""
-        for name, run in (("results", self._wait), ("tokens", self._deliver)):
-            thread = threading.Thread(target=run, args=(deliver, fail), name=name, daemon=True)
+    @property
+    def held_back(self) -> bool:
+        """Whether the tokens of a dispatch leave together, at its end."""
+        return self.emit is None
+
+    def start(self, deliver: Deliver, fail: Fail, completed: Completed) -> None:
+        """Begin: `deliver` gets every step once; `fail` an error of the device or of `deliver`;
+        `completed` is called when a dispatch has ended, on a thread of the queue.
+        """
+        jobs = {"results": (self._wait, (fail, completed)), "tokens": (self._deliver, (deliver, fail))}
+        for name, (run, arguments) in jobs.items():
+            thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def reserve(self) -> None:
-        """Wait until another dispatch may go out."""
-        self._in_flight.acquire()
+        """Wait until another dispatch may go out; not again before it has gone."""
+        if not self._reserved:
+            self._in_flight.acquire()
+            self._reserved = True
 
-    def dispatched(self, packed: jax.Array) -> None:
-        """A dispatch went out and will fill i32[K, B, C]."""
+    def dispatched(self, packed: jax.Array, steps: int) -> None:
+        """The reserved dispatch went out and will fill the first `steps` of i32[n, B, C]."""
+        self._reserved = False
         packed.copy_to_host_async()
-        self._results.put(packed)
+        self._results.put((packed, steps))
 
     def stop(self) -> None:
         """Deliver what was dispatched, then end the threads."""
@@ -86,10 +100,12 @@ class TokenQueue:
         # A copy: the argument is a view of the device's buffer, which the next step writes over.
         self._arrived.put(np.array(packed))
 
-    def _wait(self, _: Deliver, fail: Fail) -> None:
-        while (packed := self._results.get()) is not None:
+    def _wait(self, fail: Fail, completed: Completed) -> None:
+        while (result := self._results.get()) is not None:
+            packed, steps = result
             try:
-                self._arrived.put(np.asarray(packed))
+                self._arrived.put(np.asarray(packed)[:steps])
+                completed()
             except Exception as error:  # the device failed: requests must hear of it
                 fail(error)
             finally:

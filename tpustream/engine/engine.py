@@ -20,6 +20,7 @@ from tpustream.core.prompt_scores import PromptScores
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
 from tpustream.engine.compile import CompiledSteps
+from tpustream.engine.depth import DepthPolicy, Load
 from tpustream.engine.emitters import TokenQueue
 from tpustream.engine.prefilling import Prefiller, WholePrefix
 from tpustream.engine.prefix_cache import PrefixCacheStats
@@ -45,6 +46,11 @@ class _SlotFinished:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Scored:
     job: ScoreJob
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _DispatchEnded:
+    at: float
 
 
 class _Stop:
@@ -83,7 +89,12 @@ class Engine:
         self._scheduler = Scheduler(config.slots)
         self._prefiller = Prefiller(config, weights, steps)
         self._scorer = Scorer(config, weights, steps)
-        self._decoding: set[tuple[int, int]] = set()  # (slot, epoch) that the device decodes
+        # (slot, epoch) that the device decodes -> steps until max_tokens that are not dispatched yet
+        self._decoding: dict[tuple[int, int], int] = {}
+        self._depth = DepthPolicy(
+            deepest=config.fused_steps, target=config.itl_target_ms / 1e3, held_back=tokens.held_back
+        )
+        self._disturbed = False  # a request came or was cancelled since the last dispatch
         self._room = WaitingRoom(
             slots=config.slots,
             max_waiting=config.max_waiting,
@@ -131,7 +142,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the threads. Once."""
-        self._tokens.start(self._router.deliver, self._fail)
+        self._tokens.start(self._router.deliver, self._fail, self._dispatch_ended)
         self._thread.start()
 
     def stop(self) -> None:
@@ -186,6 +197,9 @@ class Engine:
     def _slot_finished(self, slot: int, epoch: int) -> None:
         self._inbox.put(_SlotFinished(slot=slot, epoch=epoch))
 
+    def _dispatch_ended(self) -> None:
+        self._inbox.put(_DispatchEnded(at=self._clock()))
+
     def _run(self) -> None:
         try:
             state = self._steps.initial_state()
@@ -198,8 +212,10 @@ class Engine:
             self._tokens.stop()
 
     def _take_messages(self) -> bool:
-        """Handle everything in the inbox, waiting for the first where nothing runs; False to stop."""
-        idle = self._scheduler.running == 0 and not self._scorer.busy
+        """Handle everything in the inbox, waiting for it where nothing is to be done; False to stop."""
+        if self._rows_to_step():
+            self._tokens.reserve()  # first: what comes while this waits still counts for the next dispatch
+        idle = not (self._rows_to_step() or self._prefiller.busy or self._scorer.busy)
         with contextlib.suppress(queue.Empty):
             while True:
                 if not self._handle(self._inbox.get(block=idle)):
@@ -210,15 +226,19 @@ class Engine:
     def _handle(self, message) -> bool:
         match message:
             case _Submitted():
+                self._disturbed = True
                 self._scheduler.add(message.request, message.arrived)
             case Command():
+                self._disturbed = True
                 if self._router.close(message.request_id, TokenEvent(finish=message.finish)):
                     self._scheduler.remove(message.request_id)
             case _SlotFinished():
-                self._decoding.discard((message.slot, message.epoch))
+                self._decoding.pop((message.slot, message.epoch), None)
                 self._scheduler.finished(message.slot, message.epoch)
             case _Scored():
                 self._scorer.add(message.job)
+            case _DispatchEnded():
+                self._depth.completed(message.at)
             case _Stop():
                 return False
         return True
@@ -226,34 +246,57 @@ class Engine:
     def _iterate(self, state: DecodeState) -> DecodeState:
         """Idle what ended, one chunk of one prompt or score, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
-            event = TokenEvent(finish=FinishReason.ERROR, error=expired.message)
+            event = TokenEvent(finish=FinishReason.EXPIRED, error=expired.message)
             self._router.close(expired.request.id, event)
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
             if not self._prefiller.drop(slot, epoch):
-                self._decoding.discard((slot, epoch))
+                self._decoding.pop((slot, epoch), None)
                 state = self._steps.release(state, np.int32(slot), np.int32(epoch))
         for placement in plan.admit:
             self._router.place(placement)
             self._prefiller.add(placement)
-        if self._scorer.takes_turn(others=self._prefiller.busy):
-            self._scorer.advance(wait=not self._decoding)
-        elif self._prefiller.busy:
+        scoring = self._scorer.takes_turn(others=self._prefiller.busy)
+        prefilling = scoring or self._prefiller.busy
+        if scoring:
+            self._scorer.advance(wait=not self._rows_to_step())
+        elif prefilling:
             # Without decode nothing else holds the loop back, and a cancel must find little in flight.
-            whole = self._prefiller.advance(wait=not self._decoding)
+            whole = self._prefiller.advance(wait=not self._rows_to_step())
             state = state if whole is None else self._insert(whole, state)
-        if self._decoding:
-            self._tokens.reserve()
-            state, packed = self._steps.decode(self._weights, state)
-            self._tokens.dispatched(packed)
-            self._scheduler.decoded(self.config.fused_steps)
+        return self._decode(state, prefilling)
+
+    def _rows_to_step(self) -> bool:
+        """Whether some row needs a step that is not dispatched yet."""
+        return any(remaining > 0 for remaining in self._decoding.values())
+
+    def _decode(self, state: DecodeState, prefilling: bool) -> DecodeState:
+        """One dispatch, unless every row has all its steps on the way."""
+        load = Load(
+            prefilling=prefilling,
+            disturbed=self._disturbed,
+            waiting=self._scheduler.waiting > 0,
+            slot_free=self._scheduler.running < self.config.slots,
+            remaining=self._decoding.values(),
+        )
+        self._disturbed = False
+        count = self._depth.choose(load)
+        if count == 0:
+            return state
+        self._tokens.reserve()
+        self._depth.dispatched(count, now=self._clock(), alone=not prefilling)
+        state, packed = self._steps.decode(self._weights, state, np.int32(count))
+        self._tokens.dispatched(packed, count)
+        self._scheduler.decoded(count)
+        for row in self._decoding:
+            self._decoding[row] -= count
         return state
 
     def _insert(self, whole: WholePrefix, state: DecodeState) -> DecodeState:
         placement = whole.placement
         self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
-        self._decoding.add((placement.slot, placement.epoch))
         arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
+        self._decoding[placement.slot, placement.epoch] = int(arrays.remaining)
         return self._steps.insert(whole.prefix, state, arrays)
 
     def _fail(self, error: BaseException) -> None:

@@ -16,6 +16,11 @@ HEADER = 5
 EMITTED = 1 << 8  # a bit above every finish code
 
 
+def packed_width(top: int) -> int:
+    """C, numbers of a row with `top` alternatives."""
+    return HEADER + 2 * top
+
+
 def pack(
     *,
     token: Int32[Array, "B"],

@@ -18,6 +18,7 @@ from tpustream.engine.state import (
     PrefixBlock,
     SlotSampling,
     Weights,
+    cache_axes,
     empty_prefix,
     empty_state,
 )
@@ -25,6 +26,7 @@ from tpustream.engine.steps import save_block
 from tpustream.engine.weight_forms import WeightForm
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules
+from tpustream.ops.attend import AttentionForm
 from tpustream.ops.rope import DIGIT_BITS, DIGITS, Rotation
 
 
@@ -38,6 +40,7 @@ class Placer:
     rules: ShardingRules
     dtype: jnp.dtype
     form: WeightForm = WeightForm.FULL
+    attention: AttentionForm = AttentionForm.XLA
 
     @property
     def replicated(self) -> NamedSharding:
@@ -74,9 +77,10 @@ class Placer:
     def state(self) -> DecodeState:
         """All slots."""
         shapes = jax.eval_shape(lambda: empty_state(self.model, self.engine, self.dtype))
-        layers = self.model.num_layers
         cache = dataclasses.replace(
-            STATE_AXES.cache, k=(STATE_AXES.cache.k,) * layers, v=(STATE_AXES.cache.v,) * layers
+            STATE_AXES.cache,
+            k=tuple(cache_axes(layer, STATE_AXES.cache.k) for layer in shapes.cache.k),
+            v=tuple(cache_axes(layer, STATE_AXES.cache.v) for layer in shapes.cache.v),
         )
         axes = dataclasses.replace(STATE_AXES, cache=cache)
         return jax.tree.map(self._placed, shapes, axes)
@@ -109,6 +113,10 @@ class Placer:
             prompt=self.tokens(self.engine.ring_length),
             sampling=sampling,
         )
+
+    def read_past(self, past: int) -> int:
+        """The `past` that prefill is compiled for: the CPU kernel reads what there is, with any."""
+        return self.engine.prefix_length if self.attention is AttentionForm.CPU else past
 
     def tokens(self, length: int) -> jax.ShapeDtypeStruct:
         """Token ids, i32[length]."""

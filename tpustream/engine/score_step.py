@@ -9,6 +9,7 @@ from tpustream.engine.sampling import log_probabilities
 from tpustream.engine.state import Prefix, Weights
 from tpustream.engine.steps import prefill_rows
 from tpustream.model.decoder import bind
+from tpustream.ops.attend import AttentionForm
 
 Scores = tuple[Float[Array, "D"], Float[Array, "T"], Int32[Array, "T top"], Float[Array, "T top"]]
 """(sum of hidden states, log-probabilities of the targets, the most likely tokens, theirs)."""
@@ -23,6 +24,8 @@ def score(
     targets: Int32[Array, "T"],
     count: Int32[Array, ""],
     wanted: Int32[Array, ""],
+    *,
+    attention: AttentionForm = AttentionForm.XLA,
 ) -> tuple[Prefix, Scores]:
     """The prefix with one more chunk, and the scores of that chunk.
 
@@ -33,7 +36,9 @@ def score(
       count: tokens that count; only they join the sum.
       wanted: < 0 for no log-probabilities, 0 for those of the targets, > 0 for the most likely too.
     """
-    prefix, x = prefill_rows(model, weights, prefix, tokens, count, past=engine.prefix_length)
+    prefix, x = prefill_rows(
+        model, weights, prefix, tokens, count, past=engine.prefix_length, attention=attention
+    )
     decoder, rows = bind(model, weights.params, prefix.k[0].dtype), tokens.shape[0]
     hidden = decoder.final_norm(x).astype(jnp.float32)
     counted = jnp.arange(rows) < count

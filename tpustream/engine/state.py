@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from tpustream.config import EngineConfig, ModelConfig
+from tpustream.ops.kv import Columns, Int8Columns, empty_columns
 from tpustream.ops.project import Weight
 from tpustream.ops.ring import layer_layout
 from tpustream.ops.rope import Rotation
@@ -45,12 +46,12 @@ class KVCache:
     Attributes:
       k: one array a layer, [B, K, H, S], rotated by absolute position. S is the layer's own
         (ops/ring.py). Columns are last: scores of a step are then plain row-times-matrix products.
-      v: one array a layer, [B, K, S, H].
+      v: one array a layer, [B, K, S, H]. Both as EngineConfig.kv says: in full, or as bytes.
       length: i32[B], tokens ever written to each slot.
     """
 
-    k: tuple[Float[Array, "B K H S"], ...]
-    v: tuple[Float[Array, "B K S H"], ...]
+    k: tuple[Columns, ...]
+    v: tuple[Columns, ...]
     length: Int32[Array, "B"]
 
 
@@ -174,7 +175,15 @@ STATE_AXES = DecodeState(
     in_prompt=("slots", "vocab"),
     counts=("slots", "vocab"),
 )
-"""Logical axes of every array of DecodeState; those of the cache hold for each layer."""
+"""Logical axes of every array of DecodeState; those of the cache hold for each layer, in full."""
+
+
+def cache_axes(columns: Columns, axes: tuple[str, ...]) -> Any:
+    """Logical axes of a layer's keys or values in the form that they are held in."""
+    if not isinstance(columns, Int8Columns):
+        return axes
+    of_scale = tuple(axis for axis in axes if axis != "head_dim")
+    return dataclasses.replace(columns, values=axes, scale=of_scale)
 
 
 def empty_state(model: ModelConfig, engine: EngineConfig, dtype: jnp.dtype) -> DecodeState:
@@ -182,16 +191,17 @@ def empty_state(model: ModelConfig, engine: EngineConfig, dtype: jnp.dtype) -> D
     slots = engine.slots
     columns = [layer_layout(model, engine, layer).columns for layer in range(model.num_layers)]
 
-    def cache(*tail: int) -> Array:
-        return jnp.zeros((slots, model.num_kv_heads, *tail), dtype)
+    def cache(*tail: int, axis: int) -> Columns:
+        shape = (slots, model.num_kv_heads, *tail)
+        return empty_columns(shape, dtype, form=engine.kv, axis=axis)
 
     def vector(dtype: Any, value: float = 0, *tail: int) -> Array:
         return jnp.full((slots, *tail), value, dtype)
 
     return DecodeState(
         cache=KVCache(
-            k=tuple(cache(model.head_dim, size) for size in columns),
-            v=tuple(cache(size, model.head_dim) for size in columns),
+            k=tuple(cache(model.head_dim, size, axis=2) for size in columns),
+            v=tuple(cache(size, model.head_dim, axis=3) for size in columns),
             length=vector(jnp.int32),
         ),
         sampling=SlotSampling(
@@ -231,5 +241,5 @@ def empty_prefix(model: ModelConfig, positions: int, dtype: jnp.dtype) -> Prefix
 
 def cache_bytes(state: DecodeState) -> int:
     """Bytes of the key and value caches; arrays or their shapes."""
-    leaves = (*state.cache.k, *state.cache.v)
+    leaves = jax.tree.leaves((state.cache.k, state.cache.v))
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)

@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int32
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.token_batch import StepFinish
 from tpustream.engine import sampling as sampling_ops
-from tpustream.engine.packing import pack
+from tpustream.engine.packing import pack, packed_width
 from tpustream.engine.state import Admission, DecodeState, KVCache, Prefix, PrefixBlock, Weights, empty_prefix
 from tpustream.model.decoder import bind
-from tpustream.ops.attention import causal_attention, ring_attention
+from tpustream.ops.attend import AttentionForm, attend_chunk, attend_ring
+from tpustream.ops.kv import Columns, as_cached
 from tpustream.ops.ring import RingLayout, layer_layout
 from tpustream.ops.rope import Rotation, rotate, rotation_at
 
@@ -35,6 +36,7 @@ def prefill(
     count: Int32[Array, ""],
     *,
     past: int,
+    attention: AttentionForm = AttentionForm.XLA,
 ) -> tuple[Prefix, Int32[Array, ""]]:
     """The prefix with one more chunk of the prompt, and its new length.
 
@@ -44,7 +46,7 @@ def prefill(
       count: tokens that count; what follows is never seen by them nor inserted.
       past: positions of the prefix that are read, at least its length.
     """
-    prefix, _ = prefill_rows(model, weights, prefix, tokens, count, past=past)
+    prefix, _ = prefill_rows(model, weights, prefix, tokens, count, past=past, attention=attention)
     return prefix, prefix.length
 
 
@@ -56,6 +58,7 @@ def prefill_rows(
     count: Int32[Array, ""],
     *,
     past: int,
+    attention: AttentionForm = AttentionForm.XLA,
 ) -> tuple[Prefix, Float[Array, "T D"]]:
     """As `prefill`, with the last hidden rows of the chunk."""
     decoder, start = bind(model, weights.params, prefix.k[0].dtype), prefix.length
@@ -69,24 +72,21 @@ def prefill_rows(
         def attend(q, k, v, index=index, rotation=rotation, window=window):
             all_k, all_v = prefix.k[index], prefix.v[index]
             k, v = rotate(k, rotation).astype(all_k.dtype), v.astype(all_v.dtype)
-            out = causal_attention(
+            out, all_k, all_v = attend_chunk(
+                attention,
                 rotate(q, rotation),
                 k,
                 v,
-                all_k[:, :, :past],
-                all_v[:, :past],
                 start,
+                count,
+                all_k,
+                all_v,
+                past=past,
                 scale=model.score_scale,
                 softcap=model.attn_softcap,
                 window=window,
             )
-            # As in decode, the write depends on what was read and so needs no copy. What is not finite
-            # stays out, since masked columns of later prompts must be numbers; the flag remembers it.
-            finite = jnp.isfinite(out).all()
-            k, v = (jnp.where(finite, new, 0) for new in (k, v))
-            all_k = jax.lax.dynamic_update_slice_in_dim(all_k, k.transpose(1, 2, 0), start, axis=2)
-            all_v = jax.lax.dynamic_update_slice_in_dim(all_v, v.transpose(1, 0, 2), start, axis=1)
-            return out, (all_k, all_v, finite)
+            return out, (all_k, all_v, jnp.isfinite(out).all())
 
         x, (k, v, layer_finite) = layer(x, attend)
         keys.append(k)
@@ -139,13 +139,18 @@ def insert(
     """
     slot = admission.slot
 
-    def into_slot(cache: Array, tokens: Array, layout: RingLayout, *, axis: int) -> Array:
+    def into_slot(cache: Columns, tokens: Array, layout: RingLayout, *, axis: int) -> Columns:
         """`axis` is that of tokens in the prefix, and of columns in a slot."""
         held = layout.held_positions(prefix.length)
         columns = jnp.take(tokens, jnp.clip(held, 0, tokens.shape[axis] - 1), axis=axis)
         holds = jnp.expand_dims(held >= 0, [a for a in range(3) if a != axis])
-        columns = jnp.where(holds, jnp.where(prefix.finite, columns, jnp.nan), 0).astype(cache.dtype)
-        return jax.lax.dynamic_update_index_in_dim(cache, columns, slot, 0)
+        columns = jnp.where(holds, jnp.where(prefix.finite, columns, jnp.nan), 0)
+        columns = as_cached(columns, cache, axis=3 - axis)
+        return jax.tree.map(
+            lambda cache, columns: jax.lax.dynamic_update_index_in_dim(cache, columns, slot, 0),
+            cache,
+            columns,
+        )
 
     layouts = [layer_layout(model, engine, layer) for layer in range(model.num_layers)]
     cache = state.cache
@@ -179,28 +184,44 @@ def decode(
     engine: EngineConfig,
     weights: Weights,
     state: DecodeState,
+    count: Int32[Array, ""],
     *,
+    attention: AttentionForm = AttentionForm.XLA,
     emit: Emit | None = None,
 ) -> tuple[DecodeState, Int32[Array, "n B C"]]:
-    """`fused_steps` tokens for every active slot: the new state and the packed results, oldest first."""
+    """`count` tokens for every active slot: the new state and the packed results, oldest first.
 
-    def body(state: DecodeState, _) -> tuple[DecodeState, Int32[Array, "B C"]]:
-        state, packed = decode_one(model, engine, weights, state)
+    Every row has its own activity, so the loop runs to its depth whichever row ends on the way.
+
+    Args:
+      count: steps, 1..`fused_steps`. It is data: one executable runs every depth.
+
+    Returns:
+      n is `fused_steps`; results from `count` on are zero and mean nothing.
+    """
+
+    def body(step: Int32[Array, ""], carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+        state, results = carry
+        state, packed = decode_one(model, engine, weights, state, attention=attention)
         if emit is not None:
             emit(packed)
-        return state, packed
+        return state, jax.lax.dynamic_update_index_in_dim(results, packed, step, 0)
 
-    if engine.fused_steps == 1:
-        state, packed = body(state, None)
-        return state, packed[None]
-    return jax.lax.scan(body, state, length=engine.fused_steps)
+    width = packed_width(min(engine.top_logprobs, model.vocab_size))
+    results = jnp.zeros((engine.fused_steps, engine.slots, width), jnp.int32)
+    return jax.lax.fori_loop(0, count, body, (state, results))
 
 
 def decode_one(
-    model: ModelConfig, engine: EngineConfig, weights: Weights, state: DecodeState
+    model: ModelConfig,
+    engine: EngineConfig,
+    weights: Weights,
+    state: DecodeState,
+    *,
+    attention: AttentionForm = AttentionForm.XLA,
 ) -> tuple[DecodeState, Int32[Array, "B C"]]:
     """One token for every active slot."""
-    logits, cache = next_logits(model, engine, weights, state)
+    logits, cache = next_logits(model, engine, weights, state, attention=attention)
     position = state.cache.length + 1  # of the token chosen now
     with jax.named_scope("sampling"):
         token = sampling_ops.choose(
@@ -246,7 +267,12 @@ def decode_one(
 
 
 def next_logits(
-    model: ModelConfig, engine: EngineConfig, weights: Weights, state: DecodeState
+    model: ModelConfig,
+    engine: EngineConfig,
+    weights: Weights,
+    state: DecodeState,
+    *,
+    attention: AttentionForm = AttentionForm.XLA,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Logits after each slot's newest token, and the cache with that token written."""
     decoder, length = bind(model, weights.params, state.cache.k[0].dtype), state.cache.length
@@ -270,23 +296,22 @@ def next_logits(
         def attend(q, k, v, index=index, layout=layout, of=of_layer):
             cache_k, cache_v = state.cache.k[index], state.cache.v[index]
             k, v = rotate(k, of.here).astype(cache_k.dtype), v.astype(cache_v.dtype)
-            out = ring_attention(
+            out, cache_k, cache_v = attend_ring(
+                attention,
                 rotate(q, of.here),
                 rotate(q, of.to_sinks),
                 k,
                 v,
                 cache_k,
                 cache_v,
-                of.visible,
+                visible=of.visible,
+                column=of.column,
+                active=state.active,
                 sinks=layout.sinks,
                 scale=model.score_scale,
                 softcap=model.attn_softcap,
             )
-            # The write depends on what attention read: XLA:CPU then needs no copy of the cache. It
-            # also keeps what is not finite out of the cache.
-            write = state.active & jnp.isfinite(out).all(axis=(1, 2))
-            written_k = _write(cache_k, k, of.column, write, axis=2)
-            return out, (written_k, _write(cache_v, v, of.column, write, axis=1))
+            return out, (cache_k, cache_v)
 
         x, (k, v) = layer(x, attend)
         keys.append(k)
@@ -303,19 +328,3 @@ class _View:
     to_sinks: Rotation
     visible: Bool[Array, "B S"]
     column: Int32[Array, "B"]
-
-
-def _write(
-    cache: Array, new: Float[Array, "B K H"], column: Int32[Array, "B"], write: Bool[Array, "B"], *, axis: int
-) -> Array:
-    """The cache with one column of each slot replaced, in place where the cache is donated.
-
-    `axis` is that of columns in a slot.
-    """
-
-    def slot(cache, new, column, write):
-        old = jax.lax.dynamic_slice_in_dim(cache, column, 1, axis)
-        new = jnp.where(write, jnp.expand_dims(new, axis), old)
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, column, axis)
-
-    return jax.vmap(slot)(cache, new, column, write)

@@ -6,7 +6,6 @@ placer describes them, and the model multiplies with whatever it finds (ops/proj
 
 import enum
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tpustream.core.params import ParamSpec
 from tpustream.model.sharding import ShardingRules
-from tpustream.ops.int8.cpu_kernel.packed import PackedWeight, pack, packed_shapes
-from tpustream.ops.int8.project import use_cpu_kernel
+from tpustream.ops.cpu.packed import PackedWeight, pack, packed_shapes
 from tpustream.ops.int8.quantize import Int8Weight, quantize
 
 Param = jax.Array | Int8Weight | PackedWeight
@@ -30,13 +28,11 @@ class WeightForm(enum.Enum):
     PACKED = "packed"
 
 
-def resolve_form(weights: str, mesh: Mesh, kernel_folder: Path) -> WeightForm:
-    """What EngineConfig.weights means on this mesh; may build the CPU kernel (seconds, once)."""
+def resolve_form(weights: str, *, kernels: bool) -> WeightForm:
+    """What EngineConfig.weights means; `kernels`: whether steps may call those of ops/cpu."""
     if weights == "full":
         return WeightForm.FULL
-    platform = mesh.devices.flat[0].platform
-    packs = use_cpu_kernel(kernel_folder, platform=platform, devices=mesh.devices.size)
-    return WeightForm.PACKED if packs else WeightForm.INT8
+    return WeightForm.PACKED if kernels else WeightForm.INT8
 
 
 def is_quantized(name: str, spec: ParamSpec, *, tied: bool) -> bool:

@@ -135,7 +135,7 @@ def main(argv: list[str]) -> int:
         return 1
     finally:
         if runtime is not None:
-            runtime.engine.stop()
+            runtime.stop()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from tpustream.control.engine_stream import stream_text
 from tpustream.core.errors import EngineStopped, InvalidRequest, context_exceeded
-from tpustream.core.request import FinishReason, Request, SamplingParams
+from tpustream.core.request import GOOD_ENDS, Request, SamplingParams
 from tpustream.serve.service import ServedRuntime
 from tpustream.text.chat_template import ChatTemplate
 
@@ -77,7 +77,7 @@ def show_answer(
                         pieces.append(delta.text)
                         out.write(delta.text)
                         out.flush()
-                    if delta.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
+                    if delta.finish is not None and delta.finish not in GOOD_ENDS:
                         raise EngineStopped(delta.error or "the stream was cancelled")
         except KeyboardInterrupt:
             interrupted = True

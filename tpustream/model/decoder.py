@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32
 
 from tpustream.config import ModelConfig
 from tpustream.core.params import ParamSpec
-from tpustream.ops.project import Weight, project, take_rows
+from tpustream.ops.project import Weight, feed_forward, project, project_each, take_rows
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(q [rows N H], k [rows K H], v [rows K H]), not rotated -> (out [rows N H], what the caller keeps)."""
@@ -62,7 +62,8 @@ class Attention(nnx.Module):
             self.k_norm = RMSNorm(c.head_dim, "head_dim", c.norm_eps)
 
     def __call__(self, x: Float[Array, "rows D"], attend: Attend) -> tuple[Float[Array, "rows D"], Any]:
-        q, k, v = (project(x, w.get_value(), out_dtype=x.dtype) for w in (self.q, self.k, self.v))
+        weights = [w.get_value() for w in (self.q, self.k, self.v)]
+        q, k, v = project_each(x, weights, out_dtype=x.dtype)
         if self.has_bias:
             q, k, v = ((a + b[...]).astype(x.dtype) for a, b in
                        ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))  # fmt: skip
@@ -82,10 +83,8 @@ class FeedForward(nnx.Module):
         self.activation = c.activation
 
     def __call__(self, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
-        gate = project(x, self.gate.get_value(), out_dtype=x.dtype)
-        up = project(x, self.up.get_value(), out_dtype=x.dtype)
-        active = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        return project(active * up, self.down.get_value(), out_dtype=x.dtype)
+        weights = (w.get_value() for w in (self.gate, self.up, self.down))
+        return feed_forward(x, *weights, activation=self.activation)
 
 
 class Layer(nnx.Module):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from tpustream.ops.kv import Columns, Int8Columns
 from tpustream.ops.matmul import einsum
 
 COLUMN_BLOCK = 256  # columns of a ring that a decode step reads at a time
@@ -75,8 +76,8 @@ def ring_attention(
     q_sink: Float[Array, "B N H"],
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
-    cache_k: Float[Array, "B K H S"],
-    cache_v: Float[Array, "B K S H"],
+    cache_k: Columns,
+    cache_v: Columns,
     visible: Bool[Array, "B S"],
     *,
     sinks: int,
@@ -95,6 +96,7 @@ def ring_attention(
 
     Args:
       q: queries rotated at their position, for ring columns and for the new token.
+      cache_k, cache_v: [B, K, H, S] and [B, K, S, H].
       q_sink: the same queries rotated at RingLayout.sink_query_position, for sink columns.
       visible: columns that the token sees, RingLayout.visible.
     """
@@ -104,20 +106,24 @@ def ring_attention(
     def grouped(x):
         return x.reshape(slots, kv_heads, heads // kv_heads, head_dim)
 
-    def extend(carried: _Softmax, q, keys, values, seen: Bool[Array, "B s"]) -> _Softmax:
+    def extend(carried: _Softmax, q, first, size: int, seen: Bool[Array, "B s"]) -> _Softmax:
+        keys, key_scale = _cut(cache_k, first, size, axis=3, dtype=q.dtype)
+        values, value_scale = _cut(cache_v, first, size, axis=2, dtype=q.dtype)
         scores = einsum("bkgh,bkhs->bkgs", grouped(q), keys, out_dtype=jnp.float32)
+        scores = scores if key_scale is None else scores * key_scale
         scores = jnp.where(seen[:, None, None, :], _capped(scores * scale, softcap), -jnp.inf)
         peak = jnp.maximum(carried.peak, scores.max(axis=-1, keepdims=True))
         weights, shrink = jnp.exp(scores - peak), jnp.exp(carried.peak - peak)
-        out = einsum("bkgs,bksh->bkgh", weights.astype(values.dtype), values, out_dtype=jnp.float32)
         total = carried.total * shrink + weights.sum(axis=-1, keepdims=True)
+        weights = weights if value_scale is None else weights * value_scale
+        out = einsum("bkgs,bksh->bkgh", weights.astype(values.dtype), values, out_dtype=jnp.float32)
         return _Softmax(peak=peak, total=total, out=carried.out * shrink + out)
 
     own = einsum("bkgh,bkh->bkg", grouped(q), k_new, out_dtype=jnp.float32)[..., None]
     out = jnp.broadcast_to(v_new[:, :, None, :].astype(jnp.float32), grouped(q).shape)
     softmax = _Softmax(peak=_capped(own * scale, softcap), total=jnp.ones_like(own), out=out)
     if sinks:
-        softmax = extend(softmax, q_sink, cache_k[..., :sinks], cache_v[:, :, :sinks], visible[:, :sinks])
+        softmax = extend(softmax, q_sink, 0, sinks, visible[:, :sinks])
         visible = visible & (jnp.arange(columns) >= sinks)
 
     size = min(COLUMN_BLOCK, columns)
@@ -126,13 +132,11 @@ def ring_attention(
         # The last block ends with the ring, and leaves out what the one before it had.
         start = jnp.minimum(index * size, columns - size)
         fresh = start + jnp.arange(size, dtype=jnp.int32) >= index * size
-        keys = jax.lax.dynamic_slice_in_dim(cache_k, start, size, axis=3)
-        values = jax.lax.dynamic_slice_in_dim(cache_v, start, size, axis=2)
         seen = jax.lax.dynamic_slice_in_dim(visible, start, size, axis=1) & fresh
-        return extend(carried, q, keys, values, seen)
+        return extend(carried, q, start, size, seen)
 
     if size == columns:
-        softmax = extend(softmax, q, cache_k, cache_v, visible)
+        softmax = extend(softmax, q, 0, size, visible)
     else:
         newest = jnp.max(jnp.where(visible, jnp.arange(1, columns + 1, dtype=jnp.int32), 0))
         softmax = jax.lax.fori_loop(0, (newest + size - 1) // size, block, softmax)
@@ -145,6 +149,19 @@ class _Softmax(NamedTuple):
     peak: Float[Array, "B K G 1"]
     total: Float[Array, "B K G 1"]
     out: Float[Array, "B K G H"]
+
+
+def _cut(
+    columns: Columns, first, size: int, *, axis: int, dtype: jnp.dtype
+) -> tuple[Float[Array, "..."], Float[Array, "B K 1 s"] | None]:
+    """Some columns of a cache, and what their scores or weights are to be multiplied with."""
+
+    def cut(array: Array, axis: int) -> Array:
+        return array if size == array.shape[axis] else jax.lax.dynamic_slice_in_dim(array, first, size, axis)
+
+    if isinstance(columns, Int8Columns):
+        return cut(columns.values, axis).astype(dtype), cut(columns.scale, 2)[:, :, None, :]
+    return cut(columns, axis), None
 
 
 def _capped(scores, softcap):

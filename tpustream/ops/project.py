@@ -1,13 +1,16 @@
 """Projections with a weight, however it is held: what the decoder calls."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from tpustream.ops.cpu import calls, packed
+from tpustream.ops.cpu.packed import PackedWeight
 from tpustream.ops.int8 import project as int8
-from tpustream.ops.int8.cpu_kernel.packed import PackedWeight
+from tpustream.ops.int8 import quantize
 from tpustream.ops.int8.quantize import Int8Weight
 from tpustream.ops.matmul import einsum
 
@@ -19,7 +22,9 @@ def project(x: Float[Array, "rows *i"], w: Weight, *, out_dtype: jnp.dtype) -> F
 
     Axes are flattened first: XLA:CPU transposes a weight of three axes at every call.
     """
-    if not isinstance(w, jax.Array):
+    if isinstance(w, PackedWeight):
+        return calls.project(x, [w])[0].astype(out_dtype)
+    if isinstance(w, Int8Weight):
         return int8.project(x, w, out_dtype=out_dtype)
     inner = math.prod(x.shape[1:])
     outer = w.shape[: w.ndim - (x.ndim - 1)]
@@ -27,6 +32,30 @@ def project(x: Float[Array, "rows *i"], w: Weight, *, out_dtype: jnp.dtype) -> F
     return flat.reshape(-1, *outer)
 
 
+def project_each(
+    x: Float[Array, "rows *i"], weights: Sequence[Weight], *, out_dtype: jnp.dtype
+) -> list[Float[Array, "rows *o"]]:
+    """The same rows times several weights."""
+    if all(isinstance(w, PackedWeight) for w in weights):
+        return [product.astype(out_dtype) for product in calls.project(x, weights)]
+    return [project(x, w, out_dtype=out_dtype) for w in weights]
+
+
+def feed_forward(
+    x: Float[Array, "rows D"], gate: Weight, up: Weight, down: Weight, *, activation: str
+) -> Float[Array, "rows D"]:
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020); `activation` is "silu" or "gelu"."""
+    if all(isinstance(w, PackedWeight) for w in (gate, up, down)):
+        return calls.feed_forward(x, gate, up, down, activation=activation).astype(x.dtype)
+    gated, raised = project_each(x, (gate, up), out_dtype=x.dtype)
+    active = jax.nn.silu(gated) if activation == "silu" else jax.nn.gelu(gated, approximate=True)
+    return project(active * raised, down, out_dtype=x.dtype)
+
+
 def take_rows(w: Weight, index: Int32[Array, "rows"], *, dtype: jnp.dtype) -> Float[Array, "rows D"]:
     """Rows of an embedding table [V, D]."""
-    return w[index] if isinstance(w, jax.Array) else int8.take_rows(w, index).astype(dtype)
+    if isinstance(w, PackedWeight):
+        return packed.take_rows(w, index).astype(dtype)
+    if isinstance(w, Int8Weight):
+        return quantize.take_rows(w, index).astype(dtype)
+    return w[index]

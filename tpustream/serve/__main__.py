@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-    service.runtime.engine.stop()
+    service.runtime.stop()
     return 0
 
 

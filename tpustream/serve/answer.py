@@ -84,6 +84,8 @@ async def answer(
                     id=f"{identifier}-{len(requests)}",
                     prompt=tuple(prompt),
                     sampling=for_choice(sampling, choice, room),
+                    priority=body.priority or 0,
+                    deadline=None if body.deadline_ms is None else body.deadline_ms / 1e3,
                 )
             )
     service.check_room(len(requests), "n" if len(prompts) == 1 else param)

@@ -45,10 +45,7 @@ def model_routes(service: Service) -> APIRouter:
     async def load() -> dict[str, int]:
         # Answered in every state of the server: who drains it watches the streams that are left.
         engine = service.runtime and service.runtime.engine
-        return {
-            "server_load": service.in_flight,
-            "running": engine.running if engine else 0,
-            "waiting": engine.waiting if engine else 0,
-        }
+        running, waiting = (engine.running, engine.waiting) if engine else (0, 0)
+        return {"server_load": running + waiting, "running": running, "waiting": waiting}
 
     return router

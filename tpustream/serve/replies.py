@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from pydantic_core import to_json
 
-from tpustream.core.request import Delta, FinishReason
-from tpustream.serve.errors import SERVER, ApiError, envelope
+from tpustream.core.request import GOOD_ENDS, Delta, FinishReason
+from tpustream.serve.errors import SERVER, ApiError, envelope, unavailable
 from tpustream.serve.tokens import Generation
 
 KEEP_ALIVE = b": keep-alive\n\n"
 PADDED = 64
-GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+RETRY_EXPIRED = 1  # seconds
 
 
 class Dialect(Protocol):
@@ -72,14 +72,14 @@ async def whole_reply(
 ) -> dict[str, Any]:
     """The response object of an answer given at once: of `candidates` a prompt, the best `choices`.
 
-    Raises ApiError 500 when a stream fails.
+    Raises ApiError when a stream fails.
     """
     parts: dict[int, list[Delta]] = {index: [] for index in generation.open}
     while generation.open:
         for index, delta in await generation.next(None):
             parts[index].append(delta)
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                raise ApiError(500, failure_message(delta), type=SERVER, code="generation_failed")
+                raise failure(delta)
     answers = [merge(deltas) for deltas in parts.values()]
     if candidates > choices:
         prompts = [answers[start : start + candidates] for start in range(0, len(answers), candidates)]
@@ -116,7 +116,8 @@ async def stream_reply(
         out = bytearray()
         for index, delta in deltas:
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                failed = envelope(failure_message(delta), type=SERVER, code="generation_failed")
+                error = failure(delta)
+                failed = envelope(error.message, type=error.type, code=error.code)
                 yield bytes(out) + events.event(failed) + events.done()
                 return
             waiting[index].append(delta)
@@ -184,6 +185,9 @@ def merge(deltas: list[Delta]) -> Delta:
     )
 
 
-def failure_message(delta: Delta) -> str:
-    """What to tell the client of a stream that did not end well."""
-    return delta.error or "The stream was cancelled by the server"
+def failure(delta: Delta) -> ApiError:
+    """What to tell the client of a stream that did not end well: 503 when it never began, else 500."""
+    if delta.finish is FinishReason.EXPIRED:
+        return unavailable(delta.error, RETRY_EXPIRED, "deadline_exceeded")
+    message = delta.error or "The stream was cancelled by the server"
+    return ApiError(500, message, type=SERVER, code="generation_failed")

@@ -13,6 +13,7 @@ MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_CANDIDATES = 20
+MAX_DEADLINE_MS = 24 * 60 * 60 * 1000  # a day
 
 Prompts = (
     str
@@ -49,6 +50,9 @@ class SampledRequest(OpenModel):
     Attributes:
       model: name of the served model; the only one when absent.
       top_k, min_p, repetition_penalty, stop_token_ids, ignore_eos: vLLM's extensions.
+      priority: a lower value is served earlier, 0 when absent (vLLM's extension).
+      deadline_ms: milliseconds within which the answer must have begun to be computed; one that waits
+        longer for a slot ends with the error `deadline_exceeded`. An answer that runs is never cut short.
     """
 
     model: str | None = None
@@ -66,6 +70,8 @@ class SampledRequest(OpenModel):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: int | None = None
+    deadline_ms: Annotated[int, Field(gt=0, le=MAX_DEADLINE_MS)] | None = None
 
 
 class GenerationRequest(SampledRequest):

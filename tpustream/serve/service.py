@@ -48,6 +48,9 @@ class ServedRuntime(Protocol):
     tokenizer: Tokenizer
     name: str
 
+    def stop(self) -> None:
+        """End every stream and what runs behind it."""
+
 
 class Endable(Protocol):
     """A generation, as a shutdown sees it."""
@@ -65,7 +68,6 @@ class Service:
       runtime: None until `attach`.
       chat_template: the model's, None until `attach`.
       failure: why loading failed, or None.
-      in_flight: streams admitted and not yet at their end.
       generations: what is being answered.
     """
 
@@ -75,7 +77,6 @@ class Service:
         self.names = names
         self.fingerprint = ""
         self.failure: str | None = None
-        self.in_flight = 0
         self.generations: set[Endable] = set()
         self._draining = False
 

@@ -55,7 +55,6 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._woken = False
-        service.in_flight += len(requests)
         service.generations.add(self)
         try:
             self._start()
@@ -91,9 +90,9 @@ class Generation:
             if delta is not None:
                 deltas.append((index, delta))
         if self._ended_early is not None:
-            for index in sorted(self.open):
-                self._ended(index)
-                deltas.append((index, Delta(finish=FinishReason.ERROR, error=self._ended_early)))
+            failed = Delta(finish=FinishReason.ERROR, error=self._ended_early)
+            deltas += [(index, failed) for index in sorted(self.open)]
+            self.open.clear()
         return deltas
 
     def end(self, reason: str) -> None:
@@ -105,8 +104,7 @@ class Generation:
     def close(self) -> None:
         """Cancel what still runs and give back its place. May be called twice."""
         self._cancel_running()
-        for index in tuple(self.open):
-            self._ended(index)
+        self.open.clear()
         self._service.generations.discard(self)
 
     def usage(self) -> dict[str, Any]:
@@ -145,15 +143,11 @@ class Generation:
         if event.cached_tokens and index % self._choices == 0:  # a prompt's other choices find the first's
             self.cached_tokens += event.cached_tokens
         if delta.finish is not None:
-            self._ended(index)
+            self.open.discard(index)
             if index in self._running:  # a stop string matched: the engine does not know yet
                 self._running.discard(index)
                 self._engine.cancel(self._requests[index].id, FinishReason.STOP)
         return delta
-
-    def _ended(self, index: int) -> None:
-        self.open.discard(index)
-        self._service.in_flight -= 1
 
     def _cancel_running(self) -> None:
         while self._running:

@@ -1,7 +1,7 @@
 """Products of rows with int8 weights in plain XLA: the path that always is.
 
-Two forms. `weight_only` widens the weight inside the product and keeps x as it is; `dynamic` also
-turns x into bytes row by row and sums integers. XLA:CPU fuses the first for one row and not for
+Two forms. `weight_only` widens the weight inside the product and keeps x as it is; `dynamic` turns
+x into bytes too, two for each number, and sums integers. XLA:CPU fuses the first for one row and not for
 more, where it is 20 times slower than the second; the second is the slow one for one row. TPU and
 GPU fuse the first at any size, and it is the more exact.
 """
@@ -59,7 +59,10 @@ def _weight_only(x: Float[Array, "rows in"], weight: Int8Weight) -> Float[Array,
 
 
 def _dynamic(x: Float[Array, "rows in"], weight: Int8Weight) -> Float[Array, "rows out"]:
-    values, scale = quantize_rows(x)
-    # Exact integers, and one rounding a factor, in the order that the CPU kernel keeps too.
-    sums = jnp.einsum("ri,oi->ro", values, weight.values, preferred_element_type=jnp.int32)
-    return (sums.astype(jnp.float32) * scale[:, None]) * weight.scale
+    high, low, scale = quantize_rows(x)
+    # Both bytes are rows of one product, which reads the weight once. Exact integers, and one rounding a
+    # factor, in the order that the CPU kernel keeps too.
+    bytes = jnp.concatenate([high, low])
+    sums = jnp.einsum("ri,oi->ro", bytes, weight.values, preferred_element_type=jnp.int32)
+    high, low = jnp.split(sums.astype(jnp.float32), 2)
+    return ((256 * high + low) * scale[:, None]) * weight.scale

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from tpustream.core.request import Delta, FinishReason
+from tpustream.core.request import GOOD_ENDS, Delta, FinishReason
 from tpustream.serve.logprobs import chat_logprobs
-from tpustream.serve.replies import GOOD_ENDS, failure_message, merge, padding
+from tpustream.serve.replies import failure, merge, padding
 from tpustream.serve.responses.record import ResponseRecord
 from tpustream.serve.tokens import Generation
 from tpustream.text.vocabulary import Tokenizer
@@ -66,7 +66,7 @@ async def response_events(
                     record.finish("cancelled", usage=usage(generation))
                     yield event("incomplete", response=record.object())
                 else:
-                    record.finish("failed", usage=usage(generation), error=failure_message(delta))
+                    record.finish("failed", usage=usage(generation), error=failure(delta))
                     yield event("failed", response=record.object())
                 return
             waiting.append(delta)

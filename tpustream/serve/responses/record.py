@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from tpustream.core.request import SamplingParams
+from tpustream.serve.errors import ApiError
 from tpustream.serve.responses.schema import ResponsesRequest
 
 RUNNING = ("queued", "in_progress")
@@ -27,7 +28,7 @@ class ResponseRecord:
       text: of the answer, so far.
       logprobs: entries for the tokens of `text`; None where nobody asked.
       usage: OpenAI's object, once the answer has ended.
-      error: why it failed.
+      error: why it failed, as a request for it would be told.
       events: what a background stream has sent; None where it is not kept.
       closed: nothing joins `events` any more.
       changed: set, and replaced, when an event joins or none will any more.
@@ -47,7 +48,7 @@ class ResponseRecord:
     started: bool = False
     text: str = ""
     usage: dict[str, Any] | None = None
-    error: str | None = None
+    error: ApiError | None = None
     closed: bool = False
     changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     end: Callable[[str], None] = lambda _: None
@@ -83,7 +84,7 @@ class ResponseRecord:
         """The response as it stands."""
         done = "completed" if self.status == "completed" else "incomplete"
         incomplete = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
-        failed = {"code": "server_error", "message": self.error} if self.error else None
+        failed = {"code": "server_error", "message": self.error.message} if self.error else None
         return {
             "id": self.id,
             "object": "response",
@@ -97,7 +98,9 @@ class ResponseRecord:
             **self.echo,
         }
 
-    def finish(self, status: str, *, usage: dict[str, Any] | None = None, error: str | None = None) -> None:
+    def finish(
+        self, status: str, *, usage: dict[str, Any] | None = None, error: ApiError | None = None
+    ) -> None:
         """The response has ended."""
         self.status, self.usage, self.error = status, usage, error
         self.completed_at = int(time.time()) if status == "completed" else None

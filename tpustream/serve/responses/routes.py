@@ -68,7 +68,13 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
             status="queued" if body.background else "in_progress",
         )
         sampling = for_choice(sampling, 0, runtime.engine.max_prompt - len(prompt))
-        request = EngineRequest(id=record.id, prompt=tuple(prompt), sampling=sampling)
+        request = EngineRequest(
+            id=record.id,
+            prompt=tuple(prompt),
+            sampling=sampling,
+            priority=body.priority or 0,
+            deadline=None if body.deadline_ms is None else body.deadline_ms / 1e3,
+        )
         generation = Generation(service, runtime, [request], prompt_tokens=len(prompt))
         options = body.stream_options
         events = response_events(
@@ -91,8 +97,8 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
         async def whole() -> bytes:
             async for _ in events:
                 pass
-            if record.status == "failed":
-                raise ApiError(500, record.error, type=SERVER, code="generation_failed")
+            if record.error is not None:
+                raise record.error
             keep(record, body)
             return to_json(record.object())
 
@@ -121,7 +127,7 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
         finally:
             generation.close()
             if record.running:  # a bug ended the events; whoever asks shall learn of it
-                record.finish("failed", error="Internal error")
+                record.finish("failed", error=ApiError(500, "Internal error", type=SERVER))
             record.closed = True
             record.announce()
             if record.id in store:

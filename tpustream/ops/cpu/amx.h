@@ -37,9 +37,13 @@ class AmxTiles {
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
     _tile_storeconfig(before_);
+    asm volatile("" : : "r"(&config) : "memory");  // GCC 12 thinks that only the first bytes are read
     _tile_loadconfig(&config);
   }
-  ~AmxTiles() { _tile_loadconfig(before_); }
+  ~AmxTiles() {
+    asm volatile("" : : "r"(before_) : "memory");
+    _tile_loadconfig(before_);
+  }
   AmxTiles(const AmxTiles&) = delete;
   AmxTiles& operator=(const AmxTiles&) = delete;
 

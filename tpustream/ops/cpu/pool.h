@@ -41,7 +41,7 @@ class Pool {
   // Calls body(chunk) once for every chunk in [0, chunks), on any of the threads.
   template <typename Body>
   void For(int64_t chunks, const Body& body) {
-    if (chunks == 1 || workers_ == 0 || !busy_.try_lock()) {
+    if (chunks <= 1 || workers_ == 0 || !busy_.try_lock()) {
       for (int64_t chunk = 0; chunk < chunks; ++chunk) body(chunk);
       return;
     }

@@ -1,4 +1,4 @@
-"""Compiles the kernel once a machine, and hands its functions to XLA.
+"""Compiles the kernels once a machine, and hands its functions to XLA.
 
 The library lies in the caller's folder under a name that holds a digest of all that it depends on:
 sources, compiler command and version, processor and jaxlib. A second process finds it there.
@@ -22,10 +22,16 @@ import jax
 import jaxlib
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread", "-w")
 COMPILERS = ("g++", "clang++", "c++")
 TIMEOUT_SECONDS = 120
-TARGETS = ("tpustream_int8_matmul",)  # symbols of the library, names for XLA
+TARGETS = (  # symbols of the library, names for XLA
+    "tpustream_project",
+    "tpustream_feed_forward",
+    "tpustream_ring_attention",
+    "tpustream_ring_attention_int8",
+    "tpustream_chunk_attention",
+)
 
 _log = logging.getLogger(__name__)
 _registering = threading.Lock()
@@ -37,7 +43,7 @@ class BuildError(RuntimeError):
 
 
 def available(folder: Path) -> bool:
-    """Whether the kernel can be called in this process, after building and loading it where needed.
+    """Whether the kernels can be called in this process, after building and loading it where needed.
 
     Where it cannot, one warning a process says why, and products have to take the XLA path.
     """
@@ -50,13 +56,21 @@ def _loaded(folder: Path) -> bool:
     try:
         library = load(build(folder))
     except (BuildError, OSError) as error:
-        _log.warning("the int8 CPU kernel is off, products take the slower XLA path: %s", error)
+        _log.warning("the CPU kernels are off, steps take the slower XLA path: %s", error)
         return False
-    _log.info("int8 CPU kernel: %s", instructions(library))
+    _log.info("CPU kernels: %s", instructions(library))
     for target in set(TARGETS) - _registered:
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
         _registered.add(target)
     return True
+
+
+def usable(folder: Path, *, platform: str, devices: int) -> bool:
+    """Whether steps should call the kernels: one CPU device, and a library that loads.
+
+    Builds it in `folder` where it is not there yet (seconds). Without a compiler: one warning, and no.
+    """
+    return platform == "cpu" and devices == 1 and available(folder)
 
 
 def build(folder: Path, *, compiler: str | None = None, machine: Sequence[str] | None = None) -> Path:
@@ -71,13 +85,13 @@ def build(folder: Path, *, compiler: str | None = None, machine: Sequence[str] |
     words = find_compiler(compiler)
     command = [*words, *FLAGS, *(native_options() if machine is None else machine)]
     command.append(f"-I{jax.ffi.include_dir()}")
-    path = folder / f"int8_kernel_{_digest(command, _version(words))}.so"
+    path = folder / f"cpu_kernels_{_digest(command, _version(words))}.so"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / path.name
-        _run([*command, str(SOURCES / "kernel.cc"), "-o", str(made)])
+        _run([*command, str(SOURCES / "library.cc"), "-o", str(made)])
         made.replace(path)  # at once: another process sees all of it or nothing
     return path
 
@@ -104,8 +118,8 @@ def load(path: Path) -> ctypes.CDLL:
 
 def instructions(library: ctypes.CDLL) -> str:
     """What the products were compiled to: "avx512_vnni", "avx2" or "portable"."""
-    library.tpustream_int8_instructions.restype = ctypes.c_char_p
-    return library.tpustream_int8_instructions().decode()
+    library.tpustream_instructions.restype = ctypes.c_char_p
+    return library.tpustream_instructions().decode()
 
 
 def _found(command: str) -> bool:

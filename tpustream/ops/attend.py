@@ -1,0 +1,125 @@
+"""The two steps of attention with their writes, however they are computed: what prefill and decode call.
+
+Both give the cache back with the new keys and values in it. On XLA:CPU the write depends on what was
+read, so that a donated cache needs no copy; the C++ kernels read and write in place.
+"""
+
+import dataclasses
+import enum
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from tpustream.ops.attention import causal_attention, ring_attention
+from tpustream.ops.cpu import calls
+from tpustream.ops.kv import Columns, Int8Columns, as_cached
+
+
+class AttentionForm(enum.Enum):
+    """XLA: plain XLA, everywhere. CPU: the C++ kernels of ops/cpu, on one CPU device, in float32."""
+
+    XLA = "xla"
+    CPU = "cpu"
+
+
+def attend_ring(
+    form: AttentionForm,
+    q: Float[Array, "B N H"],
+    q_sink: Float[Array, "B N H"],
+    k: Float[Array, "B K H"],
+    v: Float[Array, "B K H"],
+    cache_k: Columns,
+    cache_v: Columns,
+    *,
+    visible: Bool[Array, "B S"],
+    column: Int32[Array, "B"],
+    active: Bool[Array, "B"],
+    sinks: int,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Float[Array, "B N H"], Columns, Columns]:
+    """One new token a slot over the slot's ring and itself; then it is written to its column.
+
+    Neither an idle slot's token is written, nor one whose result is not finite.
+
+    Args:
+      q: queries rotated at their position; q_sink: the same at RingLayout.sink_query_position.
+      cache_k, cache_v: [B, K, H, S] and [B, K, S, H].
+      visible: columns that the token sees; column: where it goes.
+    """
+    if form is AttentionForm.CPU:
+        leaves, structure = jax.tree.flatten((cache_k, cache_v))
+        out, written = calls.ring_attention(
+            *(q, q_sink, k, v, leaves, visible, column, active), sinks=sinks, scale=scale, softcap=softcap
+        )
+        return out, *jax.tree.unflatten(structure, written)
+    out = ring_attention(
+        q, q_sink, k, v, cache_k, cache_v, visible, sinks=sinks, scale=scale, softcap=softcap
+    )
+    write = active & jnp.isfinite(out).all(axis=(1, 2))
+    written_k = _write(cache_k, k, column, write, axis=2)
+    return out, written_k, _write(cache_v, v, column, write, axis=1)
+
+
+def attend_chunk(
+    form: AttentionForm,
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    start: Int32[Array, ""],
+    count: Int32[Array, ""],
+    prefix_k: Float[Array, "K H P"],
+    prefix_v: Float[Array, "K P H"],
+    *,
+    past: int,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[Float[Array, "T N H"], Float[Array, "K H P"], Float[Array, "K P H"]]:
+    """A chunk of a prompt over the prefix and itself; then it is written from position `start` on.
+
+    Args:
+      count: tokens that count; no other token sees the rest.
+      past: positions of the prefix that plain XLA reads, at least `start`.
+      window: positions that a token sees, itself included; None for all.
+    """
+    if form is AttentionForm.CPU:
+        return calls.chunk_attention(
+            q, k, v, start, count, prefix_k, prefix_v, scale=scale, softcap=softcap, window=window
+        )
+    past_k, past_v = prefix_k[:, :, :past], prefix_v[:, :past]
+    out = causal_attention(q, k, v, past_k, past_v, start, scale=scale, softcap=softcap, window=window)
+    # What is not finite stays out, since masked columns of later prompts must be numbers.
+    finite = jnp.isfinite(out).all()
+    k, v = (jnp.where(finite, new, 0) for new in (k, v))
+    prefix_k = jax.lax.dynamic_update_slice_in_dim(prefix_k, k.transpose(1, 2, 0), start, axis=2)
+    return out, prefix_k, jax.lax.dynamic_update_slice_in_dim(prefix_v, v.transpose(1, 0, 2), start, axis=1)
+
+
+def _write(
+    cache: Columns,
+    new: Float[Array, "B K H"],
+    column: Int32[Array, "B"],
+    write: Bool[Array, "B"],
+    *,
+    axis: int,
+) -> Columns:
+    """The cache with one column of each slot replaced, in place where the cache is donated.
+
+    `axis` is that of columns in a slot.
+    """
+
+    def replace(axis: int, cache, new):
+        def slot(cache, new, column, write):
+            old = jax.lax.dynamic_slice_in_dim(cache, column, 1, axis)
+            new = jnp.where(write, jnp.expand_dims(new, axis), old)
+            return jax.lax.dynamic_update_slice_in_dim(cache, new, column, axis)
+
+        return jax.vmap(slot)(cache, new, column, write)
+
+    new = as_cached(new, cache, axis=2)
+    if isinstance(cache, Int8Columns):
+        values, scale = replace(axis, cache.values, new.values), replace(1, cache.scale, new.scale)
+        return dataclasses.replace(cache, values=values, scale=scale)
+    return replace(axis, cache, new)

@@ -1,0 +1,126 @@
+"""The kernels as jax functions, for use inside jit on one CPU device.
+
+Only after build.available() said yes: without it XLA does not know the targets and says so. A custom
+call cannot be split over a mesh: with more than one device, take the XLA path.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+from tpustream.ops.cpu.packed import PackedWeight
+
+HEAD_MULTIPLE = 16  # attention takes heads of whole vectors
+ACTIVATIONS = {"silu": 0, "gelu": 1}
+UNBOUNDED = 2**30  # a window that nothing leaves
+
+
+def project(x: Float[Array, "rows *i"], weights: Sequence[PackedWeight]) -> list[Float[Array, "rows *o"]]:
+    """x times each of the weights, float32: the same bits as xla.matmul in its dynamic form.
+
+    Rows are turned into bytes once. Raises ValueError for inputs that do not fit.
+    """
+    flat = _flat(x, weights)
+    results = [jax.ShapeDtypeStruct((flat.shape[0], math.prod(w.outer)), jnp.float32) for w in weights]
+    buffers = [buffer for weight in weights for buffer in (weight.bytes, weight.scale)]
+    out = jax.ffi.ffi_call("tpustream_project", results)(flat, *buffers)
+    return [product.reshape(-1, *weight.outer) for product, weight in zip(out, weights, strict=True)]
+
+
+def feed_forward(
+    x: Float[Array, "rows D"], gate: PackedWeight, up: PackedWeight, down: PackedWeight, *, activation: str
+) -> Float[Array, "rows D"]:
+    """down(activation(gate(x)) * up(x)), float32. Raises ValueError for inputs that do not fit."""
+    flat = _flat(x, (gate, up))
+    result = jax.ShapeDtypeStruct((flat.shape[0], math.prod(down.outer)), jnp.float32)
+    call = jax.ffi.ffi_call("tpustream_feed_forward", result)
+    hidden, number = np.int64(down.inputs), np.int64(ACTIVATIONS[activation])
+    buffers = (gate.bytes, gate.scale, up.bytes, up.scale, down.bytes, down.scale)
+    return call(flat, *buffers, hidden=hidden, activation=number)
+
+
+def ring_attention(
+    q: Float[Array, "B N H"],
+    q_sink: Float[Array, "B N H"],
+    k_new: Float[Array, "B K H"],
+    v_new: Float[Array, "B K H"],
+    cache: Sequence[Array],
+    visible: Bool[Array, "B S"],
+    column: Int32[Array, "B"],
+    active: Bool[Array, "B"],
+    *,
+    sinks: int,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Float[Array, "B N H"], tuple[Array, ...]]:
+    """One new token a slot over the slot's ring and itself, and the cache with the token written in place.
+
+    Inactive slots give zeros and write nothing; a token whose result is not finite is not written.
+
+    Args:
+      q: queries rotated at their position; q_sink: the same at RingLayout.sink_query_position.
+      cache: keys [B, K, H, S] and values [B, K, S, H], float32; or as bytes, each followed by its scales
+        [B, K, S]. Give them up: they are overwritten.
+      column: where each slot's token goes.
+    """
+    int8 = len(cache) == 4
+    results = [q, *cache]
+    call = jax.ffi.ffi_call(
+        "tpustream_ring_attention_int8" if int8 else "tpustream_ring_attention",
+        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in results],
+        input_output_aliases={7 + i: 1 + i for i in range(len(cache))},
+    )
+    out, *written = call(
+        *(q, q_sink, k_new, v_new, visible, column, active, *cache),
+        sinks=np.int64(sinks),
+        scale=np.float32(scale),
+        softcap=np.float32(softcap or 0),
+    )
+    return out, tuple(written)
+
+
+def chunk_attention(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    start: Int32[Array, ""],
+    count: Int32[Array, ""],
+    prefix_k: Float[Array, "K H P"],
+    prefix_v: Float[Array, "K P H"],
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[Float[Array, "T N H"], Float[Array, "K H P"], Float[Array, "K P H"]]:
+    """A chunk of a prompt over what came before and itself, and the prefix with the chunk written in place.
+
+    A row's bits do not depend on how the prompt was cut.
+
+    Args:
+      start: position of the chunk's first token; count: tokens that count, others give zeros.
+      prefix_k, prefix_v: positions before `start`. Give them up: they are overwritten.
+      window: positions that a token sees, itself included; None for all.
+    """
+    call = jax.ffi.ffi_call(
+        "tpustream_chunk_attention",
+        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, prefix_k, prefix_v)],
+        input_output_aliases={5: 1, 6: 2},
+    )
+    return call(
+        *(q, k, v, start, count, prefix_k, prefix_v),
+        window=np.int64(window or UNBOUNDED),
+        scale=np.float32(scale),
+        softcap=np.float32(softcap or 0),
+    )
+
+
+def _flat(x: Float[Array, "rows *i"], weights: Sequence[PackedWeight]) -> Float[Array, "rows in"]:
+    flat = x.reshape(x.shape[0], -1).astype(jnp.float32)
+    for weight in weights:
+        if flat.shape[1] != weight.inputs:
+            raise ValueError(f"x: wanted rows of {weight.inputs} inputs, got shape {x.shape}")
+    return flat

@@ -1,0 +1,221 @@
+// What XLA calls: the handlers check shapes and hand buffers on to the headers, which do the work.
+
+#include <cstdint>
+#include <vector>
+
+#include "chunk_attention.h"
+#include "pool.h"
+#include "product.h"
+#include "ring_attention.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace tpustream {
+namespace {
+
+constexpr int64_t kRowBlock = 128;  // rows at a time: their bytes stay in the second-level cache
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Bytes = ffi::Buffer<ffi::U8>;
+using SignedBytes = ffi::Buffer<ffi::S8>;
+using Integers = ffi::Buffer<ffi::S32>;
+using Flags = ffi::Buffer<ffi::PRED>;
+
+ffi::Error Refuse(const char* message) { return ffi::Error::InvalidArgument(message); }
+
+// Packed weights from their buffers: bytes u8[panels, quads, 32, 4], scale f32[panels * 32].
+ffi::ErrorOr<Panels> PanelsOf(const Bytes& bytes, const Floats& scale, int64_t inputs) {
+  const auto shape = bytes.dimensions();
+  if (shape.size() != 4 || shape[2] != kPanel || shape[3] != kQuad)
+    return ffi::Unexpected(Refuse("weights: wanted u8[panels, quads, 32, 4]"));
+  if (shape[1] * kQuad != RoundUp(inputs, kInputMultiple))
+    return ffi::Unexpected(Refuse("weights: wanted quads for the inputs of x"));
+  if (static_cast<int64_t>(scale.element_count()) != shape[0] * kPanel)
+    return ffi::Unexpected(Refuse("scale: wanted one number for each of 32 x panels"));
+  return Panels{bytes.typed_data(), scale.typed_data(), shape[0], shape[1]};
+}
+
+// x f32[rows, inputs], then (bytes, scale) of each weight -> y f32[rows, outputs] of each.
+ffi::Error Project(Floats x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
+  if (weights.size() != 2 * results.size()) return Refuse("weights: wanted bytes and scale for each result");
+  std::vector<Target> targets;
+  for (size_t i = 0; i < results.size(); ++i) {
+    auto bytes = weights.get<Bytes>(2 * i);
+    auto scale = weights.get<Floats>(2 * i + 1);
+    auto y = results.get<Floats>(i);
+    if (!bytes || !scale || !y) return Refuse("weights: wanted u8 bytes and f32 scales, f32 results");
+    const auto panels = PanelsOf(*bytes, *scale, inputs);
+    if (panels.has_error()) return panels.error();
+    targets.push_back({*panels, (*y)->typed_data(), (*y)->dimensions()[1]});
+  }
+  Pool& pool = Pool::Get();
+  static thread_local QuantizedRows quantized;  // kept, so that a call allocates nothing
+  for (int64_t first = 0; first < rows; first += kRowBlock) {
+    const int64_t block = std::min(kRowBlock, rows - first);
+    QuantizeRows(pool, x.typed_data() + first * inputs, block, inputs, &quantized);
+    Product(pool, quantized, block, targets);
+    for (Target& target : targets) target.y += block * target.outputs;
+  }
+  return ffi::Error::Success();
+}
+
+// x f32[rows, inputs] -> y f32[rows, outputs] through a gated feed-forward layer.
+ffi::Error FeedForward(Floats x, Bytes gate, Floats gate_scale, Bytes up, Floats up_scale, Bytes down,
+                       Floats down_scale, ffi::Result<Floats> y, int64_t hidden, int64_t activation) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  const auto gate_panels = PanelsOf(gate, gate_scale, inputs), up_panels = PanelsOf(up, up_scale, inputs);
+  const auto down_panels = PanelsOf(down, down_scale, hidden);
+  for (const auto* panels : {&gate_panels, &up_panels, &down_panels})
+    if (panels->has_error()) return panels->error();
+  if (gate_panels->count != up_panels->count) return Refuse("up: wanted as many outputs as gate");
+  Pool& pool = Pool::Get();
+  static thread_local QuantizedRows quantized;
+  static thread_local std::vector<float> h;
+  h.resize(std::min(kRowBlock, rows) * hidden);
+  for (int64_t first = 0; first < rows; first += kRowBlock) {
+    const int64_t block = std::min(kRowBlock, rows - first);
+    QuantizeRows(pool, x.typed_data() + first * inputs, block, inputs, &quantized);
+    Gated(pool, quantized, block, *gate_panels, *up_panels, static_cast<Activation>(activation), hidden, h.data());
+    QuantizeRows(pool, h.data(), block, hidden, &quantized);
+    Product(pool, quantized, block, {{*down_panels, y->typed_data() + first * outputs, outputs}});
+  }
+  return ffi::Error::Success();
+}
+
+struct RingArguments {
+  Floats q, q_sink, k_new, v_new;
+  Flags visible;
+  Integers column;
+  Flags active;
+  int64_t sinks;
+  ScoreRule rule;
+};
+
+// q, q_sink [B, N, H], k_new, v_new [B, K, H], visible [B, S], column, active [B].
+RingStep StepOf(const RingArguments& a, float* out) {
+  const auto q = a.q.dimensions(), k = a.k_new.dimensions();
+  return {q[0], q[1], k[1], q[2], a.visible.dimensions()[1], a.sinks,
+          a.q.typed_data(), a.q_sink.typed_data(), a.k_new.typed_data(), a.v_new.typed_data(),
+          a.visible.typed_data(), a.column.typed_data(), a.active.typed_data(), a.rule, out};
+}
+
+// The caches [B, K, H, S] and [B, K, S, H] are results too, in the memory of the arguments.
+ffi::Error Ring(Floats q, Floats q_sink, Floats k_new, Floats v_new, Flags visible, Integers column, Flags active,
+                Floats k, Floats v, ffi::Result<Floats> out, ffi::Result<Floats> k_out, ffi::Result<Floats> v_out,
+                int64_t sinks, float scale, float softcap) {
+  if (k.typed_data() != k_out->typed_data() || v.typed_data() != v_out->typed_data())
+    return Refuse("cache: wanted results in the memory of the arguments");
+  if (q.dimensions()[2] % kLanes) return Refuse("head_dim: wanted a multiple of 16");
+  const RingArguments arguments{q, q_sink, k_new, v_new, visible, column, active, sinks, {scale, softcap}};
+  const RingStep step = StepOf(arguments, out->typed_data());
+  RingAttention(Pool::Get(), step, Cache<float>{k.typed_data(), v.typed_data(), nullptr, nullptr});
+  return ffi::Error::Success();
+}
+
+// The same over bytes, with a scale [B, K, S] for each column of keys and of values.
+ffi::Error RingInt8(Floats q, Floats q_sink, Floats k_new, Floats v_new, Flags visible, Integers column,
+                    Flags active, SignedBytes k, Floats k_scale, SignedBytes v, Floats v_scale,
+                    ffi::Result<Floats> out, ffi::Result<SignedBytes> k_out, ffi::Result<Floats> k_scale_out,
+                    ffi::Result<SignedBytes> v_out, ffi::Result<Floats> v_scale_out, int64_t sinks, float scale,
+                    float softcap) {
+  if (k.typed_data() != k_out->typed_data() || v.typed_data() != v_out->typed_data() ||
+      k_scale.typed_data() != k_scale_out->typed_data() || v_scale.typed_data() != v_scale_out->typed_data())
+    return Refuse("cache: wanted results in the memory of the arguments");
+  if (q.dimensions()[2] % kLanes) return Refuse("head_dim: wanted a multiple of 16");
+  const RingArguments arguments{q, q_sink, k_new, v_new, visible, column, active, sinks, {scale, softcap}};
+  const RingStep step = StepOf(arguments, out->typed_data());
+  const Cache<int8_t> cache{k.typed_data(), v.typed_data(), k_scale.typed_data(), v_scale.typed_data()};
+  RingAttention(Pool::Get(), step, cache);
+  return ffi::Error::Success();
+}
+
+// q [T, N, H], k, v [T, K, H], start, count i32[]; the prefix [K, H, P], [K, P, H] is a result too.
+ffi::Error Chunk(Floats q, Floats k, Floats v, Integers start, Integers count, Floats prefix_k, Floats prefix_v,
+                 ffi::Result<Floats> out, ffi::Result<Floats> k_out, ffi::Result<Floats> v_out, int64_t window,
+                 float scale, float softcap) {
+  if (prefix_k.typed_data() != k_out->typed_data() || prefix_v.typed_data() != v_out->typed_data())
+    return Refuse("prefix: wanted results in the memory of the arguments");
+  const auto of_q = q.dimensions();
+  const int64_t heads = k.dimensions()[1], positions = prefix_v.dimensions()[1];
+  const int64_t first = start.typed_data()[0], rows = of_q[0];
+  if (of_q[2] % kLanes) return Refuse("head_dim: wanted a multiple of 16");
+  if (first < 0 || first + rows > positions) return Refuse("chunk: wanted one that ends within the prefix");
+  ChunkAttention(Pool::Get(), {rows, of_q[1], heads, of_q[2], positions, first,
+                               std::min<int64_t>(count.typed_data()[0], rows), window, q.typed_data(),
+                               k.typed_data(), v.typed_data(), prefix_k.typed_data(), prefix_v.typed_data(),
+                               {scale, softcap}, out->typed_data()});
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace tpustream
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_project, tpustream::Project,
+                              ffi::Ffi::Bind().Arg<tpustream::Floats>().RemainingArgs().RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_feed_forward, tpustream::FeedForward,
+                              ffi::Ffi::Bind()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Bytes>()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Bytes>()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Bytes>()
+                                  .Arg<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Attr<int64_t>("hidden")
+                                  .Attr<int64_t>("activation"));
+
+#define TPUSTREAM_RING_ARGUMENTS      \
+  Arg<tpustream::Floats>()            \
+      .Arg<tpustream::Floats>()       \
+      .Arg<tpustream::Floats>()       \
+      .Arg<tpustream::Floats>()       \
+      .Arg<tpustream::Flags>()        \
+      .Arg<tpustream::Integers>()     \
+      .Arg<tpustream::Flags>()
+#define TPUSTREAM_RULE Attr<float>("scale").Attr<float>("softcap")
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_ring_attention, tpustream::Ring,
+                              ffi::Ffi::Bind()
+                                  .TPUSTREAM_RING_ARGUMENTS.Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Attr<int64_t>("sinks")
+                                  .TPUSTREAM_RULE);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_ring_attention_int8, tpustream::RingInt8,
+                              ffi::Ffi::Bind()
+                                  .TPUSTREAM_RING_ARGUMENTS.Arg<tpustream::SignedBytes>()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::SignedBytes>()
+                                  .Arg<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Ret<tpustream::SignedBytes>()
+                                  .Ret<tpustream::Floats>()
+                                  .Ret<tpustream::SignedBytes>()
+                                  .Ret<tpustream::Floats>()
+                                  .Attr<int64_t>("sinks")
+                                  .TPUSTREAM_RULE);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_chunk_attention, tpustream::Chunk,
+                              ffi::Ffi::Bind()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Integers>()
+                                  .Arg<tpustream::Integers>()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Ret<tpustream::Floats>()
+                                  .Attr<int64_t>("window")
+                                  .TPUSTREAM_RULE);
+
+// "avx512_vnni", "avx2" or "portable": what the products were compiled to.
+extern "C" const char* tpustream_instructions() { return tpustream::kInstructions; }
