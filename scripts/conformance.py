@@ -52,7 +52,7 @@ IGNORED = (
     "encoding_format",
 )
 # Most cases leave the length of an answer to the server; the ring bounds it.
-SERVED_FLAGS = (f"--ignored_fields={','.join(IGNORED)}", "--ring_length=256")
+SERVED_FLAGS = (f"--ignored_fields={','.join(IGNORED)}", "--ring_length=128")
 RESOURCES = {
     "openai-python completions": "test_completions.py",
     "openai-python chat": "chat/test_completions.py",

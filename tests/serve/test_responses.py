@@ -244,6 +244,7 @@ def test_cancel_frees_the_slot(served, http):
     assert set(text_of(cancelled)) == {"a"}
     assert len(served.engine.cancels) == 1
     wait_until(lambda: served.in_flight == 0, 1.0)
+    wait_until(lambda: not served.service.generations)
     assert http.post(f"{PATH}/{id}/cancel").json() == cancelled
     id = http.post(PATH, json={"input": "a", "max_output_tokens": 1}).json()["id"]
     error_of(http.post(f"{PATH}/{id}/cancel"))
