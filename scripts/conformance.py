@@ -262,7 +262,12 @@ def main(argv: list[str]) -> int:
         with urllib.request.urlopen(f"{url}/v1/models") as response:
             served = json.load(response)["data"][0]["id"]
         target = Target(url=url, name=_NAME.value or served)
-        cases = [case for suite in _SUITES.value for case in SUITES[suite](target)]
+        cases: list[Case] = []
+        for suite in _SUITES.value:
+            for case in SUITES[suite](target):
+                if case.suite not in {known.suite for known in cases}:
+                    print(f"{case.suite}: done", file=sys.stderr, flush=True)
+                cases.append(case)
     print(table(cases))
     counts = {suite: dict(Counter(c.outcome for c in cases if c.suite == suite))
               for suite in dict.fromkeys(case.suite for case in cases)}  # fmt: skip
