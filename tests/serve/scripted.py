@@ -20,6 +20,7 @@ from tpustream.serve.answer import Settings
 from tpustream.serve.app import create_app
 from tpustream.serve.protocol import ConnectionBounds
 from tpustream.serve.server import Certificate, Server, bind, url_of
+from tpustream.serve.tokens import Generation
 from tpustream.text.vocabulary import Tokenizer, TokenizerSettings
 
 EOS = 256
@@ -235,7 +236,8 @@ class Served:
     @property
     def in_flight(self) -> int:
         """Streams that are not yet at their end."""
-        return sum(len(generation.open) for generation in tuple(self.service.generations))
+        generations = [one for one in tuple(self.service.generations) if isinstance(one, Generation)]
+        return sum(len(generation.open) for generation in generations)
 
 
 @contextlib.contextmanager

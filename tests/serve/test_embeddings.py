@@ -3,12 +3,16 @@
 import base64
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import openai
 import pytest
 
-from .scripted import wait_until
+from tpustream.serve.answer import Settings
+
+from .scripted import ScriptedRuntime, serve, wait_until
 from .test_errors import error_of
 from .wire import send_raw
 
@@ -91,3 +95,24 @@ def test_a_gone_client_gives_its_place_back(served, monkeypatch):
     connection.close()
     wait_until(lambda: futures[0].cancelled(), 1.0)
     assert len(futures) == 1
+
+
+@pytest.mark.parametrize(
+    ("timeout", "status", "code"), [(None, 503, "shutting_down"), (0.2, 504, "request_timeout")]
+)
+def test_the_server_ends_what_takes_too_long(timeout, status, code):
+    """At a shutdown, and after the longest time of an answer: an error that says so, not a cut line."""
+    runtime = ScriptedRuntime()
+    runtime.engine.hold_scores = True
+    with (
+        serve(runtime, settings=Settings(request_timeout=timeout)) as served,
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=served.url, timeout=10, trust_env=False) as http,
+    ):
+        asked = pool.submit(http.post, PATH, json={"input": ["a", "b"]})
+        wait_until(lambda: runtime.engine.scored)
+        if timeout is None:
+            served.server.stop()
+        assert error_of(asked.result(10), status)["code"] == code
+        wait_until(lambda: not served.service.generations)
+    assert len(runtime.engine.scored) == 1
