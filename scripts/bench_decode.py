@@ -2,123 +2,141 @@
 
     python scripts/bench_decode.py --batches=1,4 --contexts=128,1024
     python scripts/bench_decode.py --emitters=transfer,callback --fused_steps=8
+    python scripts/bench_decode.py --ring_lengths=1024,4096 --weight_forms=full,int8 --kv_forms=full,int8
 
-Prints prefill by prompt length, then decode by emitter, batch and context. `share` is the part of the
-measured memory bandwidth that the step's necessary bytes (weights and live cache) account for.
-The last line is one JSON object with every figure.
+Measures every combination of what its lists name: prefill by prompt length, and decode by batch and
+context. `share` is the part of the measured memory bandwidth that the step's necessary bytes (weights and
+live cache) account for. The last line is one JSON object with every figure.
 """
 
 import dataclasses
+import itertools
 import json
-import sys
+from collections.abc import Iterator
 
 import jax
 from absl import flags
 
 from tpustream.bench.bandwidth import read_bandwidth
 from tpustream.bench.decode import describe_state, time_decode, time_prefill
-from tpustream.config.engine import EMITTERS
+from tpustream.config import EngineConfig
+from tpustream.config.engine import DTYPES, EMITTERS, KV, WEIGHTS
 from tpustream.engine.compile import compile_steps
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
-from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
+from tpustream.engine.state import Weights
+from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_checked
 from tpustream.runtime import compile_progress, enable_compile_cache, load_weights, make_placer
-from tpustream.weights.resolve import resolve_model
+from tpustream.weights.resolve import ModelFiles, resolve_model
 
 define_model_flag()
 define_engine_flags(fused_steps=1)  # here every dispatch is that deep
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Slots that decode together; replaces --slots.")
 _CONTEXTS = flags.DEFINE_list("contexts", ["128", "1024"], "Tokens in each slot's cache.")
 _PROMPTS = flags.DEFINE_list(
-    "prompts", ["32", "128", "512", "1024"], "Lengths of prefilled prompts, in tokens."
+    "prompts", ["32", "128", "512", "1024"], "Lengths of prefilled prompts, in tokens; those that fit a ring."
 )
+_RING_LENGTHS = flags.DEFINE_list("ring_lengths", [], "Measure these; empty means --ring_length.")
+_DTYPES = flags.DEFINE_list("dtypes", [], f"Measure these of {DTYPES[1:]}; empty means --dtype.")
+_WEIGHT_FORMS = flags.DEFINE_list(
+    "weight_forms", [], f"Measure these of {WEIGHTS[1:]}; empty means --weights."
+)
+_KV_FORMS = flags.DEFINE_list("kv_forms", [], f"Measure these of {KV}; empty means --kv.")
 _EMITTERS = flags.DEFINE_list("emitters", [], f"Measure these of {EMITTERS[1:]}; empty means --emitter.")
 _DISPATCHES = flags.DEFINE_integer("dispatches", 30, "Timed dispatches a figure.", lower_bound=1)
 _COMPILE_CACHE = flags.DEFINE_bool("compile_cache", False, "Read and fill the persistent compile cache.")
 
-_ROW = "{:>9} {:>5} {:>8} {:>9} {:>9} {:>8} {:>7} {:>9}"
+_LAYOUT = ("dtype", "weights", "kv", "ring")
+_HEADER = (*_LAYOUT, "emitter", "step", "batch", "tokens", "ms", "tok/s", "GB/s", "share", "compile s")
+_ROW = "{:>8} {:>7} {:>5} {:>6} {:>9} {:>8} {:>6} {:>7} {:>8} {:>8} {:>6} {:>6} {:>9}"
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"arguments: wanted flags alone, got {argv[1:]}")
+    configs = list(layouts(engine_config_from_flags()))
     if _COMPILE_CACHE.value:
         enable_compile_cache()
-    config = engine_config_from_flags()
     files = resolve_model(flags.FLAGS.model)
     device = jax.devices()[0]
     bandwidth = read_bandwidth(device)
     print(f"{files.name} on {jax.device_count()} x {device.device_kind}, jax {jax.__version__}")
     print(f"memory bandwidth seen by a float32 matrix-vector product: {bandwidth / 1e9:.1f} GB/s")
-
-    placer = make_placer(files.config, config)
-    weights = load_weights(files, placer)
-    emitters = _EMITTERS.value or [resolve_emitter(config, device.platform)]
-    runs, prefill, compiled = [], {}, {}
-    for emitter in emitters:
-        for batch in map(int, _BATCHES.value):
-            placer = make_placer(files.config, dataclasses.replace(config, slots=batch, emitter=emitter))
-            with compile_progress(quiet=False) as report:
-                steps = compile_steps(placer, emit=TokenQueue(emitter).emit, progress=report)
-            if not prefill:
-                lengths = [int(length) for length in _PROMPTS.value]
-                prefill = time_prefill(placer, weights, steps, lengths, repeats=5)
-                compiled = steps.compile_seconds
-                _print_prefill(prefill)
-                print(
-                    _ROW.format(
-                        "emitter", "batch", "context", "step ms", "tok/s", "GB/s", "share", "compile s"
-                    )
-                )
-            for timing in time_decode(
-                placer, weights, steps, [int(c) for c in _CONTEXTS.value], dispatches=_DISPATCHES.value
-            ):
-                share = timing.gigabytes_per_second * 1e9 / bandwidth
-                runs.append({"emitter": emitter, "share": share, **dataclasses.asdict(timing)})
-                print(
-                    _ROW.format(
-                        emitter,
-                        timing.batch,
-                        timing.context,
-                        f"{timing.step_ms:.2f}",
-                        f"{timing.tokens_per_second:.1f}",
-                        f"{timing.gigabytes_per_second:.1f}",
-                        f"{share:.0%}",
-                        f"{timing.compile_seconds:.1f}",
-                    ),
-                    flush=True,
-                )
+    print(_ROW.format(*_HEADER))
+    prefill, decode, weights, held_as = [], [], None, None
+    for config in configs:
+        placer = make_placer(files.config, config)
+        if held_as != (placer.dtype, placer.form):
+            weights = None  # the old ones go before the new ones come
+            weights, held_as = load_weights(files, placer), (placer.dtype, placer.form)
+        of_prompts, of_steps = measure(files, config, weights, bandwidth)
+        prefill += of_prompts
+        decode += of_steps
     record = {
         "model": files.name,
         "platform": device.platform,
         "devices": jax.device_count(),
         "jax": jax.__version__,
-        "dtype": placer.dtype.name,
-        "ring_length": config.ring_length,
-        "fused_steps": config.fused_steps,
+        "fused_steps": configs[0].fused_steps,
         "bandwidth_bytes_per_second": bandwidth,
-        "prefill_ms": prefill,
-        "compile_seconds": compiled,
-        **describe_state(placer),
-        "decode": runs,
+        "prefill": prefill,
+        "decode": decode,
     }
     print(json.dumps(record))
 
 
-def _print_prefill(prefill: dict[int, float]) -> None:
-    print(f"{'prompt':>9} {'ms':>9} {'tok/s':>9}")
-    for length, ms in prefill.items():
-        print(f"{length:>9} {ms:>9.1f} {1e3 * length / ms:>9.0f}")
+def layouts(config: EngineConfig) -> Iterator[EngineConfig]:
+    """Every combination of the lists; what is loaded alike comes together. ValueError for unknown values."""
+    lists = (
+        _DTYPES.value or [config.dtype],
+        _WEIGHT_FORMS.value or [config.weights],
+        _KV_FORMS.value or [config.kv],
+        [int(length) for length in _RING_LENGTHS.value] or [config.ring_length],
+    )
+    for dtype, weights, kv, ring_length in itertools.product(*lists):
+        yield dataclasses.replace(config, dtype=dtype, weights=weights, kv=kv, ring_length=ring_length)
 
 
-def checked(argv: list[str]) -> int:
-    """One clear line for an error of the user's, no traceback."""
-    try:
-        main(argv)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def measure(
+    files: ModelFiles, config: EngineConfig, weights: Weights, bandwidth: float
+) -> tuple[list[dict], list[dict]]:
+    """Prefill of one layout, and decode by emitter, batch and context; prints the rows."""
+    platform = jax.devices()[0].platform
+    emitters = _EMITTERS.value or [resolve_emitter(config, platform)]
+    prefill, decode = [], []
+    for emitter, batch in itertools.product(emitters, map(int, _BATCHES.value)):
+        placer = make_placer(files.config, dataclasses.replace(config, slots=batch, emitter=emitter))
+        layout = (placer.dtype.name, placer.form.value, config.kv, config.ring_length)
+        named = dict(zip(_LAYOUT, layout, strict=True))
+        with compile_progress(quiet=False) as report:
+            steps = compile_steps(placer, emit=TokenQueue(emitter).emit, progress=report)
+        if not prefill:
+            lengths = [length for length in map(int, _PROMPTS.value) if length < config.ring_length]
+            for length, ms in time_prefill(placer, weights, steps, lengths, repeats=5).items():
+                prefill.append({**named, "prompt": length, "milliseconds": ms})
+                figures = (f"{ms:.1f}", f"{1e3 * length / ms:.1f}", "", "", "")
+                print(_ROW.format(*layout, "", "prefill", 1, length, *figures), flush=True)
+        contexts = [int(context) for context in _CONTEXTS.value]
+        for timing in time_decode(placer, weights, steps, contexts, dispatches=_DISPATCHES.value):
+            share = timing.gigabytes_per_second * 1e9 / bandwidth
+            figures = dataclasses.asdict(timing)
+            decode.append({**named, "emitter": emitter, **describe_state(placer), "share": share, **figures})
+            print(
+                _ROW.format(
+                    *layout,
+                    emitter,
+                    "decode",
+                    timing.batch,
+                    timing.context,
+                    f"{timing.step_ms:.2f}",
+                    f"{timing.tokens_per_second:.1f}",
+                    f"{timing.gigabytes_per_second:.1f}",
+                    f"{share:.0%}",
+                    f"{timing.compile_seconds:.1f}",
+                ),
+                flush=True,
+            )
+    return prefill, decode
 
 
 if __name__ == "__main__":
-    run_command(checked)
+    run_checked(main)

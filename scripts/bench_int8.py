@@ -1,15 +1,18 @@
-"""How fast the forms of a matrix product with int8 weights are on this machine, side by side.
+"""How fast the products of a decoder are on this machine, by how its weights are held.
 
     python scripts/bench_int8.py --rows=1,8,16,512
     python scripts/bench_int8.py --shapes=1536x576,576x1536 --layers=30
 
-First one product after another over distinct weights, together larger than the processor's own
-caches, in turns, so that what else runs on the machine meets all forms alike; best of --repeats. Then
-the projections of a whole decoder stack by the kernel, as the model calls them, in two passes (query,
-key, value and output; gate, up and down; head), without attention: the ceiling of a decode step. Ends
-with one JSON line.
+Weights are held in full (float32), as bytes that plain XLA multiplies (int8), and, where a C++ compiler is
+found, as bytes for the kernel (packed); products are called as the model calls them (ops/project.py).
+
+First single products over distinct weights, together larger than the processor's own caches, with all
+ways in turns, so that what else runs on the machine meets them alike; best of --repeats. Then the
+projections of a whole stack of layers and its head, without attention: the ceiling of a decode step. The
+last line is one JSON object with every figure.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -19,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from tpustream.flags import run_command
-from tpustream.ops.cpu import build, packed
-from tpustream.ops.int8 import project, xla
+from tpustream.flags import run_checked
+from tpustream.ops.cpu import build
+from tpustream.ops.cpu.packed import pack
 from tpustream.ops.int8.quantize import dequantize, quantize
+from tpustream.ops.project import Weight, feed_forward, project, project_each
 from tpustream.weights.cache import cache_folder
 
 _SHAPES = flags.DEFINE_list(
@@ -33,145 +37,132 @@ _REPEATS = flags.DEFINE_integer("repeats", 15, "Timed runs a figure.", lower_bou
 _SET_BYTES = flags.DEFINE_integer("set_bytes", 16 << 20, "int8 weights that one run passes over.")
 _LARGEST = flags.DEFINE_integer("largest", 4 << 20, "Elements of a result beyond which a shape is left out.")
 _LAYERS = flags.DEFINE_integer("layers", 30, "Layers of the stack; 0 leaves it out.")
-_EMBED, _FFW, _KEY, _VOCAB = 576, 1536, 192, 49_152  # the stack is SmolLM2-135M's
 
-Product = Callable[[jax.Array, object], jax.Array]
+EMBED, FFW, KEY, VOCAB = 576, 1536, 192, 49_152  # the stack is SmolLM2-135M's
+PROMPT_ROWS = 128  # from here on rows are a prompt's, and only its last needs logits
+WAYS: dict[str, Callable] = {"full": dequantize, "int8": lambda weight: weight, "packed": pack}
+
+times = functools.partial(project, out_dtype=jnp.float32)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"arguments: wanted flags alone, got {argv[1:]}")
-    has_kernel = build.available(cache_folder() / "kernels")
+    usable = build.usable(
+        cache_folder() / "kernels", platform=jax.default_backend(), devices=jax.device_count()
+    )
+    ways = [way for way in WAYS if way != "packed" or usable]
     rows = [int(count) for count in _ROWS.value]
+    print(f"{'shape':>12} {'rows':>5} {'weights':>8} {'us':>10} {'GB/s':>7} {'GOP/s':>7} {'error':>8}")
     products = []
-    print(f"{'shape':>12} {'rows':>5} {'form':>12} {'us':>10} {'GB/s':>7} {'GOP/s':>7} {'error':>8}")
     for shape in _SHAPES.value:
         outputs, inputs = map(int, shape.split("x"))
         for count in rows:
             if count * outputs <= _LARGEST.value:
-                products += time_products(outputs, inputs, count, has_kernel)
-    stack = time_stack(rows) if has_kernel and _LAYERS.value else []
-    print(json.dumps({"products": products, "stack": stack}))
+                products += time_products(outputs, inputs, count, ways)
+    stack = time_stack(rows, ways) if _LAYERS.value else []
+    print(json.dumps({"device": jax.devices()[0].device_kind, "products": products, "stack": stack}))
 
 
-def time_products(outputs: int, inputs: int, rows: int, has_kernel: bool) -> list[dict]:
-    """Every form of this product, timed in turns."""
+def time_products(outputs: int, inputs: int, rows: int, ways: list[str]) -> list[dict]:
+    """This product with weights held in every way, timed in turns."""
     rng = np.random.default_rng(0)
     count = max(2, _SET_BYTES.value // (outputs * inputs))
     weights = [quantize(rng.standard_normal((outputs, inputs), np.float32)) for _ in range(count)]
     x = jnp.asarray(rng.standard_normal((rows, inputs), np.float32))
     exact = np.asarray(x) @ dequantize(weights[0]).T
+    held = {way: jax.device_put([WAYS[way](weight) for weight in weights]) for way in ways}
 
-    def float32(x: jax.Array, w: jax.Array) -> jax.Array:
-        return x @ w.T
+    @jax.jit
+    def chain(x: jax.Array, weights: list[Weight]) -> jax.Array:
+        """One product after another: each waits for the one before."""
+        for weight in weights:
+            x = x + times(x, weight)[0, 0] * 1e-20
+        return x
 
-    def in_form(form: xla.Form) -> Product:
-        return lambda x, weight: xla.matmul(x, weight, form=form)
-
-    forms: dict[str, tuple[Product, list]] = {
-        "float32": (float32, [jnp.asarray(dequantize(weight)) for weight in weights]),
-        "dynamic": (in_form("dynamic"), jax.device_put(weights)),
-    }
-    if rows == 1:  # with more, 20 times slower than the other
-        forms["weight_only"] = (in_form("weight_only"), jax.device_put(weights))
-    if has_kernel:
-        forms["kernel"] = (call.matmul, jax.device_put([packed.pack(weight) for weight in weights]))
-
-    runs = {name: (jax.jit(chain(product)), held) for name, (product, held) in forms.items()}
-    best = dict.fromkeys(runs, np.inf)
-    for run, held in runs.values():
-        run(x, held).block_until_ready()
-    for _ in range(_REPEATS.value):
-        for name, (run, held) in runs.items():
-            best[name] = min(best[name], seconds(run, x, held) / count)
+    best = in_turns({way: functools.partial(chain, x, held[way]) for way in ways})
     records = []
-    for name, (product, held) in forms.items():
-        out = np.asarray(jax.jit(product)(x, held[0]))
-        weight_bytes = outputs * inputs * (4 if name == "float32" else 1)
+    for way, seconds in best.items():
+        out = np.asarray(jax.jit(times)(x, held[way][0]))
+        each = seconds / count
         record = {
             "outputs": outputs,
             "inputs": inputs,
             "rows": rows,
-            "form": name,
-            "microseconds": round(best[name] * 1e6, 1),
-            "gigabytes_per_second": round(weight_bytes / best[name] / 1e9, 1),
-            "giga_operations_per_second": round(2 * outputs * inputs * rows / best[name] / 1e9),
+            "weights": way,
+            "microseconds": round(each * 1e6, 1),
+            "gigabytes_per_second": round(outputs * inputs * (4 if way == "full" else 1) / each / 1e9, 1),
+            "giga_operations_per_second": round(2 * outputs * inputs * rows / each / 1e9),
             "relative_error": float(np.linalg.norm(out - exact) / np.linalg.norm(exact)),
         }
         records.append(record)
         print(
-            f"{outputs:>6}x{inputs:<5} {rows:>5} {name:>12} {record['microseconds']:>10.1f} "
+            f"{outputs:>6}x{inputs:<5} {rows:>5} {way:>8} {record['microseconds']:>10.1f} "
             f"{record['gigabytes_per_second']:>7.1f} {record['giga_operations_per_second']:>7} "
-            f"{record['relative_error']:>8.1e}"
+            f"{record['relative_error']:>8.1e}",
+            flush=True,
         )
     return records
 
 
-def chain(product: Product) -> Callable[[jax.Array, list], jax.Array]:
-    """One product after another: each waits for the one before."""
-
-    def run(x: jax.Array, weights: list) -> jax.Array:
-        for weight in weights:
-            x = x + product(x, weight)[0, 0] * 1e-20
-        return x
-
-    return run
-
-
-def time_stack(rows: list[int]) -> list[dict]:
-    """All projections of a decoder, by the kernel, with norms and gates between them."""
+def time_stack(rows: list[int], ways: list[str]) -> list[dict]:
+    """All projections of a decoder, with norms between them."""
     rng = np.random.default_rng(1)
+    shapes = {"q": (EMBED, EMBED), "k": (KEY, EMBED), "v": (KEY, EMBED), "o": (EMBED, EMBED)}
+    shapes |= {"gate": (FFW, EMBED), "up": (FFW, EMBED), "down": (EMBED, FFW)}
 
-    def weight(outputs: int, inputs: int) -> packed.PackedWeight:
-        return packed.pack(quantize(rng.standard_normal((outputs, inputs), np.float32) / np.sqrt(inputs)))
+    def weight(outputs: int, inputs: int):
+        return quantize(rng.standard_normal((outputs, inputs), np.float32) / np.float32(np.sqrt(inputs)))
 
-    shapes = {
-        "q": (_EMBED, _EMBED),
-        "k": (_KEY, _EMBED),
-        "v": (_KEY, _EMBED),
-        "o": (_EMBED, _EMBED),
-        "gate": (_FFW, _EMBED),
-        "up": (_FFW, _EMBED),
-        "down": (_EMBED, _FFW),
-    }
+    head = weight(VOCAB, EMBED)
     layers = [{name: weight(*shape) for name, shape in shapes.items()} for _ in range(_LAYERS.value)]
-    layers, head = jax.device_put((layers, weight(_VOCAB, _EMBED)))
-
-    def times(x: jax.Array, weight: packed.PackedWeight) -> jax.Array:
-        return project.project(x, weight, out_dtype=jnp.float32)
-
-    def norm(x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
-
-    @jax.jit
-    def step(x: jax.Array, layers: list, head: packed.PackedWeight) -> jax.Array:
-        for layer in layers:
-            q, k, v = (times(norm(x), layer[name]) for name in ("q", "k", "v"))
-            # In place of attention: what keeps XLA from leaving out the keys and values.
-            x = x + times(q + jnp.tile(k + v, _EMBED // _KEY), layer["o"])
-            gate, up = (times(norm(x), layer[name]) for name in ("gate", "up"))
-            x = x + times(jax.nn.silu(gate) * up, layer["down"])
-        # A prompt needs the logits of its last token alone.
-        return times(norm(x if x.shape[0] < 128 else x[-1:]), head).argmax(axis=-1)
+    held = {}
+    for way in ways:
+        of_layers = [{name: WAYS[way](weight) for name, weight in layer.items()} for layer in layers]
+        held[way] = jax.device_put((of_layers, WAYS[way](head)))
 
     records = []
     for count in rows:
-        x = jnp.asarray(rng.standard_normal((count, _EMBED), np.float32))
-        step(x, layers, head).block_until_ready()
-        best = min(seconds(step, x, layers, head) for _ in range(_REPEATS.value))
-        records.append({"rows": count, "milliseconds": best * 1e3, "tokens_per_second": count / best})
-        print(
-            f"{len(layers)} layers and head, {count} rows: {best * 1e3:.2f} ms, {count / best:.0f} tokens/s"
-        )
+        x = jnp.asarray(rng.standard_normal((count, EMBED), np.float32))
+        best = in_turns({way: functools.partial(_stack, x, *held[way]) for way in ways})
+        for way, seconds in best.items():
+            record = {"rows": count, "weights": way, "milliseconds": seconds * 1e3}
+            records.append({**record, "tokens_per_second": count / seconds})
+            print(
+                f"{len(layers)} layers and head, {count} rows, {way}: "
+                f"{seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s",
+                flush=True,
+            )
     return records
 
 
-def seconds(function: Callable, *arguments) -> float:
-    """Wall time of one run, result included."""
-    start = time.perf_counter()
-    function(*arguments).block_until_ready()
-    return time.perf_counter() - start
+@jax.jit
+def _stack(x: jax.Array, layers: list[dict[str, Weight]], head: Weight) -> jax.Array:
+    for layer in layers:
+        q, k, v = project_each(norm(x), [layer[name] for name in ("q", "k", "v")], out_dtype=jnp.float32)
+        # In place of attention: what keeps XLA from leaving out the keys and values.
+        x = x + times(q + jnp.tile(k + v, EMBED // KEY), layer["o"])
+        x = x + feed_forward(norm(x), layer["gate"], layer["up"], layer["down"], activation="silu")
+    return times(norm(x if x.shape[0] < PROMPT_ROWS else x[-1:]), head).argmax(axis=-1)
+
+
+def norm(x: jax.Array) -> jax.Array:
+    """Root mean square, without a scale."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+
+
+def in_turns(runs: dict[str, Callable[[], jax.Array]]) -> dict[str, float]:
+    """Best seconds of each run, result included; the first of each, which compiles, does not count."""
+    best = dict.fromkeys(runs, np.inf)
+    for run in runs.values():
+        run().block_until_ready()
+    for _ in range(_REPEATS.value):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run().block_until_ready()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_checked(main)

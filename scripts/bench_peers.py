@@ -14,7 +14,6 @@ not installed. The last line is one JSON object with every figure.
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from tpustream.bench.peers.turns import DISTURBING, Turns, compare, take_turns
 from tpustream.bench.peers.work import Peer, PeerMissing, Workload, plan
 from tpustream.config import EngineConfig
 from tpustream.core.errors import ModelError
-from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
+from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_checked
 from tpustream.runtime import enable_compile_cache
 from tpustream.weights.resolve import ModelFiles, resolve_model
 
@@ -164,15 +163,5 @@ def _take_turns(ours: Ours, peers: Sequence[Peer], workload: Workload) -> Turns:
     return turns
 
 
-def checked(argv: list[str]) -> int:
-    """One clear line for an error of the user's, no traceback."""
-    try:
-        main(argv)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    run_command(checked)
+    run_checked(main)

@@ -29,7 +29,7 @@ TINY = ModelConfig(
     context_length=512,
     tie_embeddings=True,
 )
-SMALL_ENGINE = EngineConfig(slots=2, ring_length=64, prefill_chunk=16, emitter="transfer")
+SMALL_ENGINE = EngineConfig(slots=2, ring_length=64, prefill_chunk=16, emitter="transfer", weights="full")
 WAIT = 60.0  # seconds until a test gives a stream up
 
 

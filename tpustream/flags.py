@@ -25,6 +25,20 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     app.run(main)
 
 
+def run_checked(main: Callable[[Sequence[str]], None]) -> None:
+    """`run_command` with one clear line for an error of the user's (ValueError), and no traceback."""
+
+    def checked(argv: Sequence[str]) -> int:
+        try:
+            main(argv)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    run_command(checked)
+
+
 def define_model_flag(default: str | None = DEFAULT_MODEL) -> None:
     """--model."""
     flags.DEFINE_string(

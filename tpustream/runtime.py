@@ -131,7 +131,7 @@ def make_placer(
         mesh=mesh,
         rules=ShardingRules(),
         dtype=dtype,
-        form=resolve_form(config.weights, kernels=kernels),
+        form=resolve_form(config.weights, platform=platform, kernels=kernels),
         attention=AttentionForm.CPU if fits else AttentionForm.XLA,
     )
 

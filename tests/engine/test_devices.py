@@ -20,6 +20,7 @@ def _tokens(model: str, mesh: tuple[int, int], emitter: str, fused_steps: int) -
         slots=2,
         ring_length=32,
         prefill_chunk=32,
+        weights="full",
         mesh=mesh,
         emitter=emitter,
         fused_steps=fused_steps,

@@ -1,5 +1,7 @@
 """Streams that outlive their ring equal a naive window-with-sinks decoder, whatever came before."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from tpustream.config import EngineConfig
 from tpustream.core.request import FinishReason
 from tpustream.weights.resolve import resolve_model
 
+EXACT = EngineConfig(dtype="float32", weights="full", emitter="transfer")
 TOLERANCE = 2e-4  # of log-probabilities, float32 against float64
 
 
@@ -38,7 +41,7 @@ def _assert_follows(events, prompt, reference: StreamingDecoder) -> None:
 @pytest.mark.parametrize("name", ["smollm2", "qwen2_window"])
 def test_a_stream_of_300_tokens_in_a_ring_of_64(name, tmp_path):
     """300 tokens wrap the ring four times; sinks, windows and rotations stay right."""
-    config = EngineConfig(slots=2, ring_length=64, sinks=4, prefill_chunk=16, emitter="transfer")
+    config = dataclasses.replace(EXACT, slots=2, ring_length=64, sinks=4, prefill_chunk=16)
     engine = _engine(name, tmp_path, config)
     prompt = families.golden(name).tokens[0][:11].tolist()
     events, finish = collect(submit(engine, request(prompt, max_tokens=300, logprobs=0)))
@@ -51,7 +54,9 @@ def test_a_stream_of_300_tokens_in_a_ring_of_64(name, tmp_path):
 @pytest.fixture(scope="module")
 def small_ring(tmp_path_factory):
     """An engine with a ring of 12, three slots and steps that are fused."""
-    config = EngineConfig(slots=3, ring_length=12, sinks=2, prefill_chunk=4, fused_steps=3, itl_target_ms=0)
+    config = dataclasses.replace(
+        EXACT, slots=3, ring_length=12, sinks=2, prefill_chunk=4, fused_steps=3, itl_target_ms=0
+    )
     engine = _engine("mistral_window", tmp_path_factory.mktemp("model"), config)
     yield engine
     engine.stop()
@@ -83,7 +88,7 @@ def test_any_mix_of_streams_equals_each_alone(small_ring, wanted):
 
 def test_prompt_rows_beyond_a_window_are_left_behind(tmp_path):
     """A prompt longer than a layer's window is inserted as the ring would hold it."""
-    config = EngineConfig(slots=1, ring_length=64, sinks=4, prefill_chunk=64, emitter="transfer")
+    config = dataclasses.replace(EXACT, slots=1, ring_length=64, sinks=4, prefill_chunk=64)
     engine = _engine("mistral_window", tmp_path, config)
     prompt = families.golden("mistral_window").tokens[0].tolist()
     events, _ = collect(submit(engine, request(prompt, max_tokens=20, logprobs=0)))

@@ -16,7 +16,7 @@ from tpustream.engine.admission import admission
 from tpustream.engine.chunks import cut
 from tpustream.engine.state import empty_prefix, empty_state
 
-ENGINE = EngineConfig(slots=3, ring_length=64, prefill_chunk=8)
+ENGINE = EngineConfig(slots=3, ring_length=64, prefill_chunk=8, dtype="float32", weights="full")
 SLOT = 1
 PREFILLED = 19  # tokens, in three chunks; the rest is fed one by one
 

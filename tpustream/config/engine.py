@@ -5,7 +5,7 @@ import dataclasses
 DTYPES = ("auto", "float32", "bfloat16")
 TAIL_BUCKETS = (32, 64, 128)
 MAX_PACKED = 4
-WEIGHTS = ("full", "int8")
+WEIGHTS = ("auto", "full", "int8")
 KV = ("full", "int8")
 EMITTERS = ("auto", "callback", "transfer")
 
@@ -28,7 +28,8 @@ class EngineConfig:
       emitter: how tokens leave the device: "callback", "transfer" or "auto".
       dtype: of weights, activations and cache; "auto" is float32 on CPU, bfloat16 elsewhere.
       weights: "full" keeps them in dtype; "int8" quantizes matrices at loading, a scale an output
-        channel, and on one CPU device multiplies bytes with a C++ kernel where a compiler is found.
+        channel, and on one CPU device multiplies bytes with a C++ kernel where a compiler is found;
+        "auto" is int8 on CPU, full elsewhere.
       kv: "full" keeps keys and values in dtype; "int8" holds them as bytes with a scale a token and kv
         head: a quarter of float32's memory, half of bfloat16's.
       mesh: devices on the axes (data, model); 0 means all that are left.
@@ -51,7 +52,7 @@ class EngineConfig:
     itl_target_ms: int = 20
     emitter: str = "auto"
     dtype: str = "auto"
-    weights: str = "full"
+    weights: str = "auto"
     kv: str = "full"
     mesh: tuple[int, int] = (1, 0)
     prompt_scores: bool = True

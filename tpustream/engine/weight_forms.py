@@ -28,9 +28,13 @@ class WeightForm(enum.Enum):
     PACKED = "packed"
 
 
-def resolve_form(weights: str, *, kernels: bool) -> WeightForm:
-    """What EngineConfig.weights means; `kernels`: whether steps may call those of ops/cpu."""
-    if weights == "full":
+def resolve_form(weights: str, *, platform: str, kernels: bool) -> WeightForm:
+    """What EngineConfig.weights means on "cpu", "gpu" or "tpu".
+
+    Args:
+      kernels: whether steps may call those of ops/cpu.
+    """
+    if weights == "full" or (weights == "auto" and platform != "cpu"):
         return WeightForm.FULL
     return WeightForm.PACKED if kernels else WeightForm.INT8
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int8, Int32
 LEVELS = 127
 ROW_LEVELS = 127 * 256  # of a number of a row, in two bytes
 MAX_INPUTS = 65_536  # beyond it, sums of 255 * 127 leave 32 bits
+BLOCK = 1 << 17  # weights that are quantized at a time: temporaries stay in a core's cache
 SMALLEST = 1e-30  # max|row| from which a row of activations counts as more than zero
 
 
@@ -52,15 +53,26 @@ def quantize(w: Float[Array, "..."], *, inner_axes: int = 1) -> Int8Weight:
         raise ValueError(f"inputs of an int8 weight: wanted 1 to {MAX_INPUTS}, got {inputs}")
     of_numpy = isinstance(w, np.ndarray)
     xp = np if of_numpy else jnp
-    flat = w.reshape(-1, inputs).astype(xp.float32)
-    peak = xp.abs(flat).max(axis=1)
+    flat = w.reshape(-1, inputs).astype(xp.float32, copy=False)
+    peak = xp.maximum(flat.max(axis=1), -flat.min(axis=1))
     if of_numpy and not np.isfinite(peak).all():
         count = int((~np.isfinite(peak)).sum())
         raise ValueError(f"weight {w.shape}: wanted finite numbers, got {count} channel(s) with others")
     scale = (peak / LEVELS).astype(xp.float32)
-    divisor = xp.where(scale > 0, scale, 1)
-    values = xp.clip(xp.rint(flat / divisor[:, None]), -LEVELS, LEVELS).astype(xp.int8)
+    divisor = xp.where(scale > 0, scale, 1)[:, None]
+    if not of_numpy:
+        return Int8Weight(values=_levels(flat, divisor, jnp), scale=scale, outer=outer)
+    values = np.empty(flat.shape, np.int8)
+    step = max(1, BLOCK // inputs)
+    for start in range(0, len(flat), step):
+        rows = slice(start, start + step)
+        values[rows] = _levels(flat[rows], divisor[rows], np)
     return Int8Weight(values=values, scale=scale, outer=outer)
+
+
+def _levels(flat: Float[Array, "out in"], divisor: Float[Array, "out 1"], xp) -> Int8[Array, "out in"]:
+    """By `xp`, numpy or jax.numpy."""
+    return xp.clip(xp.rint(flat / divisor), -LEVELS, LEVELS).astype(xp.int8)
 
 
 def dequantize(weight: Int8Weight) -> Float[Array, "out in"]:
