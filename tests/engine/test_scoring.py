@@ -20,7 +20,13 @@ from tpustream.weights.resolve import resolve_model
 
 FAMILY = "gemma2"  # second norms, a soft cap, local layers, a scaled embedding
 CONFIG = EngineConfig(
-    slots=2, ring_length=64, prefill_chunk=16, emitter="transfer", max_waiting=5, max_waiting_tokens=200
+    slots=2,
+    ring_length=64,
+    prefill_chunk=16,
+    emitter="transfer",
+    weights="full",
+    max_waiting=5,
+    max_waiting_tokens=200,
 )
 
 
