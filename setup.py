@@ -68,6 +68,18 @@ setup(
         "gpu": ["jax[cuda12]>=0.10.2,<0.12"],
         # What tests/goldens/make_*.py compare with: not needed to run tests.
         "golden": ["torch>=2.6", "transformers>=5.0"],
+        # Public suites against a server: scripts/conformance.py.
+        "conformance": [
+            "inline-snapshot>=0.20",
+            "jsonschema>=4.20",
+            "llm-comply>=0.5",
+            "openai[aiohttp]>=1.60",
+            "pytest>=8.2",
+            "pytest-asyncio>=0.24",
+            "respx>=0.21",
+            "rich>=13",
+            "schemathesis>=4",
+        ],
         # Pictures of a serving benchmark: scripts/bench_serving.py --plot.
         "bench": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "pytest>=8.2"],

@@ -97,7 +97,7 @@ def parsed(monkeypatch):
     def parse(*arguments: str) -> EngineConfig:
         values = flags.FlagValues()
         monkeypatch.setattr(our_flags.flags, "FLAGS", values)
-        for define in ("DEFINE_enum", "DEFINE_list", "DEFINE_integer"):
+        for define in ("DEFINE_enum", "DEFINE_list", "DEFINE_integer", "DEFINE_bool"):
             original = getattr(flags, define)
             monkeypatch.setattr(
                 our_flags.flags, define, lambda *a, _f=original, **k: _f(*a, flag_values=values, **k)
@@ -118,9 +118,9 @@ def test_flags_follow_the_dataclass(parsed):
 
 
 def test_flags_are_read(parsed):
-    """Lists, named mesh axes and enums."""
-    config = parsed("--slots=3", "--mesh=data:2,model:4", "--prefill_chunk=8", "--emitter=callback")
-    assert config == EngineConfig(slots=3, mesh=(2, 4), prefill_chunk=8, emitter="callback")
+    """Lists, named mesh axes, enums and switches."""
+    given = ("--slots=3", "--mesh=data:2,model:4", "--emitter=callback", "--prompt_scores=false")
+    assert parsed(*given) == EngineConfig(slots=3, mesh=(2, 4), emitter="callback", prompt_scores=False)
 
 
 def test_a_flag_that_is_no_number_is_named(parsed):

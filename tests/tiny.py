@@ -45,8 +45,13 @@ def tiny_engine(
     devices: Sequence[jax.Device] | None = None,
     eos_ids: Sequence[int] = (),
     params: Mapping[str, jax.Array] | None = None,
+    prompt_scores: bool = False,
 ) -> Engine:
-    """A started engine, on one device unless told otherwise; `params` replace what was loaded."""
+    """A started engine, on one device unless told otherwise; `params` replace what was loaded.
+
+    It scores no prompts unless told to: that is one more executable to compile.
+    """
+    engine = dataclasses.replace(engine, prompt_scores=prompt_scores)
     devices = jax.devices()[:1] if devices is None else devices
 
     def weights(*arguments, **options) -> Weights:

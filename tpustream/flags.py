@@ -58,6 +58,8 @@ def define_engine_flags(**defaults: Any) -> None:
         default, text = defaults.get(field.name, field.default), help_of[field.name]
         if field.name in _CHOICES:
             flags.DEFINE_enum(field.name, default, _CHOICES[field.name], text)
+        elif isinstance(default, bool):
+            flags.DEFINE_bool(field.name, default, text)
         elif isinstance(default, tuple):
             flags.DEFINE_list(field.name, [str(value) for value in default], text)
         else:

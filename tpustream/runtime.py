@@ -182,6 +182,9 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> Compiled
     prefix = steps.initial_prefix()
     for bucket in placer.engine.buckets:
         prefix, _ = steps.prefill[bucket, 0](weights, prefix, jnp.zeros(bucket, jnp.int32), zero)
+    if steps.score is not None:
+        chunk = jnp.zeros(placer.engine.chunk, jnp.int32)
+        prefix, _ = steps.score(weights, prefix, chunk, chunk, zero, zero)
     prefix = steps.restore(prefix, steps.save(prefix, zero))
     state = steps.release(steps.insert(prefix, zero, state, zeros), zero, zero)
     jax.block_until_ready(steps.decode(weights, state, np.int32(1)))

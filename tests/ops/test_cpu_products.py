@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tpustream.config.model import ACTIVATIONS
 from tpustream.ops.cpu import calls, packed
 from tpustream.ops.int8 import xla
 from tpustream.ops.int8.quantize import dequantize, quantize, take_rows
@@ -71,7 +72,7 @@ def test_weights_that_share_their_rows(kernels):
         np.testing.assert_array_equal(together, product(x, weight)[0])
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_feed_forward_equals_its_parts(kernels, activation):
     """Gate, up and down in one call: the activation within float32, and NaN stays in its row."""
     gate, up, down = (quantize(normal(*shape, seed=shape[0])) for shape in ((90, 70), (90, 70), (70, 90)))

@@ -14,7 +14,14 @@ Weights = dict[str, np.ndarray]
 
 
 def logits(weights: Weights, config: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
-    """Logits of every position, f64[T, V].
+    """Logits of every position, f64[T, V]; arguments as of `hidden_states`."""
+    table = weights["model.embed_tokens.weight"]
+    out = hidden_states(weights, config, tokens) @ weights.get("lm_head.weight", table).astype(np.float64).T
+    return _softcap(out, config.get("final_logit_softcapping"))
+
+
+def hidden_states(weights: Weights, config: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+    """What the head reads, after the final norm, f64[T, D].
 
     Args:
       weights: Hugging Face names -> arrays, projections as [out, in].
@@ -39,9 +46,7 @@ def logits(weights: Weights, config: dict[str, Any], tokens: np.ndarray) -> np.n
         if gemma:
             update = _norm(update, weights[f"{part}post_feedforward_layernorm.weight"], config)
         hidden = hidden + update
-    hidden = _norm(hidden, weights["model.norm.weight"], config)
-    out = hidden @ weights.get("lm_head.weight", table).astype(np.float64).T
-    return _softcap(out, config.get("final_logit_softcapping"))
+    return _norm(hidden, weights["model.norm.weight"], config)
 
 
 def _attention(weights: Weights, config: dict[str, Any], layer: int, inputs: np.ndarray) -> np.ndarray:

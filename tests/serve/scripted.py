@@ -6,22 +6,27 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+
+import numpy as np
 
 from tpustream.config import EngineConfig
 from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.prompt_scores import PromptScores
 from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from tpustream.engine.waiting_room import WaitingRoom
 from tpustream.serve.answer import Settings
 from tpustream.serve.app import create_app
 from tpustream.serve.protocol import ConnectionBounds
 from tpustream.serve.server import Certificate, Server, bind, url_of
+from tpustream.serve.tokens import Generation
 from tpustream.text.vocabulary import Tokenizer, TokenizerSettings
 
 EOS = 256
 TEMPLATE = (
     "{% for message in messages %}{{ message.role[0] }}:{{ message.content }}\n{% endfor %}"
-    "{% if shout %}LOUD{% endif %}a:"
+    "{% if shout %}LOUD{% endif %}{% if add_generation_prompt %}a:{% endif %}"
 )
 
 FAILURE = TokenEvent(finish=FinishReason.ERROR, error="NaN in logits")
@@ -64,17 +69,22 @@ class ScriptedEngine:
     Attributes:
       script: from a request to its steps.
       requests: what was submitted, in order.
+      scored: prompts that were to be scored, in order.
+      hold_scores: no score ever comes.
       cancels: (request id, finish, monotonic time) of every cancel.
       figures: what `stats` tells.
     """
 
     vocab_size = 257
+    embed_dim = 3
 
     def __init__(self, *, slots: int = 4, max_prompt: int = 64, max_waiting: int = 128):
         self.config = EngineConfig(slots=slots, ring_length=max_prompt, max_waiting=max_waiting)
         self.max_prompt = max_prompt
         self.script: Script = lambda _: say("ok")
         self.requests: list[Request] = []
+        self.scored: list[tuple[int, ...]] = []
+        self.hold_scores = False
         self.cancels: list[tuple[str, FinishReason, float]] = []
         self.stopped: str | None = None
         self.figures = EngineStats(slots=slots)
@@ -83,16 +93,40 @@ class ScriptedEngine:
         self._room = WaitingRoom(slots=slots, max_waiting=max_waiting, max_waiting_tokens=10**6)
         self._endings: dict[str, FinishReason] = {}
         self._woken: dict[str, threading.Event] = {}
+        self._seated = 0
+
+    @property
+    def running(self) -> int:
+        return self._seated
+
+    @property
+    def waiting(self) -> int:
+        return self._room.in_flight - self._seated
 
     def reset(self) -> None:
         """Forget what happened in an earlier test."""
         self.script = lambda _: say("ok")
         self.requests.clear()
+        self.scored.clear()
+        self.hold_scores = False
         self.cancels.clear()
         self.stopped = None
 
     def check_room(self, requests: int) -> None:
         self._room.check(requests)
+
+    def score(self, prompt: Sequence[int], *, logprobs: int | None = None) -> "Future[PromptScores]":
+        """Hidden states (token, 3, 4); tokens as likely as those that it says."""
+        if self.stopped is not None:
+            raise EngineStopped(self.stopped)
+        self.scored.append(tuple(prompt))
+        future: Future[PromptScores] = Future()
+        if self.hold_scores:
+            return future
+        hidden = np.array([[token, 3, 4] for token in prompt], np.float32).mean(axis=0)
+        of = () if logprobs is None else tuple(logprobs_of(token, logprobs) for token in prompt[1:])
+        future.set_result(PromptScores(hidden=hidden, logprobs=of))
+        return future
 
     def submit(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
         if self.stopped is not None:
@@ -128,6 +162,8 @@ class ScriptedEngine:
         if not self._slots.acquire(timeout=request.deadline):
             sink(TokenEvent(finish=FinishReason.EXPIRED, error="deadline: wanted a slot, got none"))
             return
+        with self._entrance:
+            self._seated += 1
         try:
             left = request.sampling.max_tokens
             for step in self.script(request):
@@ -138,7 +174,7 @@ class ScriptedEngine:
                     continue
                 event = TokenEvent(token=step) if isinstance(step, int) else step
                 wanted = request.sampling.logprobs
-                if event.token is not None and wanted is not None:
+                if event.token is not None and wanted is not None and event.logprobs is None:
                     event = dataclasses.replace(event, logprobs=logprobs_of(event.token, wanted))
                 left -= 1
                 if left == 0 and event.finish is None:
@@ -147,6 +183,8 @@ class ScriptedEngine:
                 if event.finish is not None:
                     return
         finally:
+            with self._entrance:
+                self._seated -= 1
             self._slots.release()
 
 
@@ -198,7 +236,8 @@ class Served:
     @property
     def in_flight(self) -> int:
         """Streams that are not yet at their end."""
-        return sum(len(generation.open) for generation in tuple(self.service.generations))
+        generations = [one for one in tuple(self.service.generations) if isinstance(one, Generation)]
+        return sum(len(generation.open) for generation in generations)
 
 
 @contextlib.contextmanager

@@ -112,6 +112,57 @@ def test_tokens_a_minute_are_bounded(keyed, web):
     assert web.post(TEXT, json=body, headers=bearer(keyed.bob)).status_code == 200
 
 
+def test_embeddings_count_like_prompts(tmp_path):
+    """Their tokens are charged; an echo's log-probabilities do not charge its prompt twice."""
+    path = tmp_path / "keys"
+    key, line = make_key("alice")
+    path.write_text(line)
+    access = Access(clients=Clients(Limits(tokens_per_minute=600, streams=1)), keys=KeyFile(path))
+    with (
+        serve(ScriptedRuntime(), access=access) as served,
+        httpx.Client(base_url=served.url, headers=bearer(key), trust_env=False) as web,
+    ):
+        left = 600
+        echo = {"prompt": "a" * 50, "max_tokens": 1, "echo": True, "logprobs": 0}
+        for route, body, tokens in (("/v1/embeddings", {"input": "a" * 60}, 60), (TEXT, echo, 51)):
+            assert web.post(route, json=body).status_code == 200
+            before, left = left, int(web.get("/v1/models").headers["x-ratelimit-remaining-tokens"])
+            assert before - tokens <= left < before
+        served.engine.hold_scores = True
+        connection = send_raw(served.port, "/v1/embeddings", b'{"input": "a"}', headers=bearer(key))
+        wait_until(lambda: served.service.generations)
+        assert web.post("/v1/embeddings", json={"input": "a"}).status_code == 429
+        connection.close()
+        wait_until(lambda: not served.service.generations)
+        assert web.post(CHAT, json=chat_body()).status_code == 200
+
+
+def test_a_stored_response_has_an_owner(keyed, web):
+    """Another key cannot read, cancel, delete or go on from it, nor learn that it is there."""
+    keyed.engine.reset()
+    body = {"input": "secret", "background": True}
+    made = web.post("/v1/responses", json=body, headers=bearer(keyed.bob)).json()
+    assert keyed.engine.requests[-1].key == "bob"
+    path = f"/v1/responses/{made['id']}"
+    for method, url in (
+        ("GET", path),
+        ("GET", f"{path}?stream=true"),
+        ("GET", f"{path}/input_items"),
+        ("POST", f"{path}/cancel"),
+        ("DELETE", path),
+    ):
+        response = web.request(method, url, headers=bearer(keyed.alice))
+        unknown = web.request(method, url.replace("resp_", "resp_x"), headers=bearer(keyed.alice))
+        assert response.status_code == unknown.status_code == 404
+        assert response.text.replace("resp_", "resp_x") == unknown.text
+    body = {"input": "b", "previous_response_id": made["id"]}
+    refused = web.post("/v1/responses", json=body, headers=bearer(keyed.alice))
+    assert refused.json()["error"]["code"] == "previous_response_not_found"
+    wait_until(lambda: web.get(path, headers=bearer(keyed.bob)).json()["status"] == "completed")
+    assert web.post("/v1/responses", json=body, headers=bearer(keyed.bob)).status_code == 200
+    assert web.delete(path, headers=bearer(keyed.bob)).json()["deleted"]
+
+
 def test_requests_a_minute_are_bounded(tmp_path):
     """Of those that are to be worked on; reading the list of models costs nothing."""
     path = tmp_path / "keys"

@@ -3,8 +3,9 @@
 import pytest
 
 from tpustream.core.request import FinishReason, TokenEvent
+from tpustream.text.chat_template import ChatTemplate
 
-from .scripted import EOS, FAILURE, say
+from .scripted import EOS, FAILURE, TEMPLATE, say
 from .wire import chat_body
 
 CHAT = "/v1/chat/completions"
@@ -178,3 +179,30 @@ def test_roles_that_are_not_served(http, role):
     response = http.post(CHAT, json={"messages": [{"role": role, "content": "x"}]})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "messages[0].role"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"audio": {"format": "wav", "voice": "alloy"}, "modalities": ["text"]},
+        {"tools": [{"type": "function"}], "web_search_options": {}, "tool_choice": "none"},
+        {"functions": [{"name": "f"}], "function_call": "none"},
+        {"prediction": {"type": "content", "content": "ok"}},
+        {"logit_bias": {"foo": 0, "7": 0, "8": 1}},
+        {"stream": False, "stream_options": {"include_usage": True}},
+    ],
+)
+def test_fields_without_effect_pass(served, http, fields):
+    """Clients send them beside a choice that switches them off, or as mere hints."""
+    assert http.post(CHAT, json={**chat_body(), **fields}).status_code == 200
+    assert served.engine.requests[0].sampling.logit_bias in ({}, {8: 1})
+
+
+def test_verbosity_is_the_templates_to_see(http, served):
+    """A template that knows the word honours it."""
+    served.service.chat_template = ChatTemplate("{{ verbosity }}!", {})
+    try:
+        assert http.post(CHAT, json=chat_body(verbosity="low")).status_code == 200
+    finally:
+        served.service.chat_template = ChatTemplate(TEMPLATE, {})
+    assert bytes(served.engine.requests[0].prompt) == b"low!"

@@ -1,8 +1,12 @@
 """Text completions given at once: forms of the prompt, echo, choices."""
 
+import httpx
 import pytest
 
-from .scripted import say
+from tpustream.core.request import FinishReason, TokenEvent, TokenLogprobs
+from tpustream.serve.answer import Settings
+
+from .scripted import ScriptedRuntime, say, serve
 
 PATH = "/v1/completions"
 
@@ -62,9 +66,48 @@ def test_echo(served, http):
     assert shown(http.post(PATH, json={"prompt": "hi", "echo": True, "max_tokens": 0}).json()) == ["hi"]
 
 
-def test_best_of_equal_to_n_passes(http):
-    """It asks for nothing more than n does."""
-    assert http.post(PATH, json={"prompt": "a", "best_of": 2, "n": 2}).status_code == 200
+@pytest.mark.parametrize("best_of", [0, 2])
+def test_best_of_that_asks_for_no_more_than_n(served, http, best_of):
+    """0 is the least that OpenAI's description allows."""
+    assert shown(http.post(PATH, json={"prompt": "a", "best_of": best_of, "n": 2}).json()) == ["ok", "ok"]
+    assert [request.sampling.logprobs for request in served.engine.requests] == [None, None]
+
+
+def test_best_of_takes_the_likeliest_of_each_prompt(served, http):
+    """By log-probability per token; all candidates are paid for."""
+    chances = {0: (-1.0, -1.0), 1: (-0.9,), 2: (-0.1, -0.2, -0.3), 3: (-2.0,)}
+
+    def script(request):
+        text = bytes(request.prompt) + b"%d" % request.sampling.seed
+        values = chances[request.sampling.seed]
+        tokens = [*text, *b"...."][: len(values)] if len(values) > 2 else [text[1]] * len(values)
+        events = [
+            TokenEvent(token=token, logprobs=TokenLogprobs(chosen=value))
+            for token, value in zip(tokens, values, strict=True)
+        ]
+        return [*events, TokenEvent(finish=FinishReason.STOP)]
+
+    served.engine.script = script
+    answer = http.post(PATH, json={"prompt": ["a", "b"], "n": 2, "best_of": 4, "seed": 0}).json()
+    assert shown(answer) == ["a2.", "1", "b2.", "1"]
+    assert [choice["logprobs"] for choice in answer["choices"]] == [None] * 4
+    assert answer["usage"]["completion_tokens"] == 2 * sum(map(len, chances.values()))
+
+
+def test_ignored_fields_are_dropped():
+    """For clients that cannot be taught; only what would be refused can be ignored."""
+    settings = Settings(ignored_fields=("suffix", "prompt", "previous_response_id"))
+    with (
+        serve(ScriptedRuntime(), settings=settings) as served,
+        httpx.Client(base_url=served.url, timeout=10, trust_env=False) as http,
+    ):
+        assert http.post(PATH, json={"prompt": "a", "suffix": "x"}).status_code == 200
+        assert http.post(PATH, json={"prompt": "a", "grammar": "x"}).status_code == 400
+        body = {"input": "a", "previous_response_id": "gone", "prompt": {"id": "p"}}
+        assert http.post("/v1/responses", json=body).status_code == 200
+        assert bytes(served.engine.requests[-1].prompt) == b"u:a\na:"
+    with pytest.raises(ValueError, match="ignored_fields"):
+        Settings(ignored_fields=("temperature",))
 
 
 def test_a_prompt_may_fill_the_ring_and_go_on(served, http):

@@ -29,7 +29,7 @@ BOUNDS = ConnectionBounds(max_header_bytes=2000, receive_timeout=0.3, stall_time
 @pytest.fixture(scope="module")
 def bounded():
     with serve(
-        ScriptedRuntime(), bounds=BOUNDS, settings=Settings(request_timeout=0.5, max_unread_tokens=7_000)
+        ScriptedRuntime(), bounds=BOUNDS, settings=Settings(request_timeout=1.5, max_unread_tokens=7_000)
     ) as served:
         yield served
 

@@ -61,7 +61,7 @@ BAD_CHAT = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ({"stream": True, "stream_options": {"include_obfuscation": 1}}, "stream_options.include_obfuscation"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
@@ -76,7 +76,8 @@ BAD_CHAT = [
     ({"functions": [{}]}, "functions"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"modalities": ["text", "audio"]}, "modalities"),
-    ({"audio": {"voice": "x"}}, "audio"),
+    ({"verbosity": "none"}, "verbosity"),
+    ({"functions": [{}], "tool_choice": "none"}, "functions"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"guided_json": {}}, "guided_json"),
     ({"min_tokens": 4}, "min_tokens"),
@@ -94,8 +95,9 @@ BAD_TEXT = [
     ({"prompt": "a", "suffix": "x"}, "suffix"),
     ({"prompt": "a", "priority": True}, "priority"),
     ({"prompt": "a", "deadline_ms": -5}, "deadline_ms"),
-    ({"prompt": "a", "best_of": 3}, "best_of"),
-    ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs"),
+    ({"prompt": "a", "best_of": 1, "n": 2}, "best_of"),
+    ({"prompt": "a", "best_of": 21}, "best_of"),
+    ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
     ({"prompt": "a", "logprobs": 21}, "logprobs"),
     ({"prompt": "a", "logprobs": True}, "logprobs"),
     ({}, "prompt"),
@@ -274,3 +276,18 @@ def test_http_that_is_no_http(served):
     with socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
         connection.sendall(b"NONSENSE\r\n\r\n")
         assert b"400" in connection.recv(1000)
+
+
+def test_openapi_describes_every_route(http):
+    """Bodies included, although the routes read them themselves."""
+    described = http.get("/openapi.json").json()
+    paths = described["paths"]
+    posts = {path for path, methods in paths.items() if "post" in methods} - {
+        "/v1/responses/{response_id}/cancel"
+    }
+    assert posts == {CHAT, TEXT, "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"}
+    for path in posts:
+        schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert schema["$ref"].removeprefix("#/components/schemas/") in described["components"]["schemas"]
+    gets = {path for path, methods in paths.items() if "get" in methods}
+    assert gets >= {"/v1/models", "/v1/responses/{response_id}", "/health", "/ready", "/load"}

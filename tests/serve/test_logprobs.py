@@ -5,7 +5,7 @@ import math
 import pytest
 
 from .scripted import say
-from .wire import chat_body, stream
+from .wire import chat_body, stream, text_of
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -67,3 +67,32 @@ def test_completion_always_lists_the_chosen_token(served, http):
     logprobs = http.post(TEXT, json={"prompt": "x", "logprobs": 0}).json()["choices"][0]["logprobs"]
     assert logprobs["top_logprobs"] == [{"o": -0.5}, {"k": -0.5}]
     assert not any(map(math.isinf, logprobs["token_logprobs"]))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_echo_with_logprobs_begins_with_the_prompts(served, http, streamed):
+    """Nothing comes before the first token, so it is taken as given; offsets go on into the answer."""
+    served.engine.script = lambda _: say("!\u00e9")
+    body = {"prompt": ["h\u00e9", "x"], "echo": True, "logprobs": 1, "n": 2}
+    if streamed:
+        chunks, _ = stream(http, TEXT, body)
+        parts = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["index"] == 1]
+        found = {field: [entry for part in parts for entry in part[field]] for field in parts[0]}
+        assert text_of(chunks, 1) == "h\u00e9!\u00e9"
+    else:
+        choice = http.post(TEXT, json=body).json()["choices"][1]
+        found = choice["logprobs"]
+        assert choice["text"] == "h\u00e9!\u00e9"
+    odd = ["bytes:\\xc3", "bytes:\\xa9"]
+    assert found["tokens"] == ["h", *odd, "!", *odd]
+    assert found["token_logprobs"] == [0, *[-0.5] * 5]
+    assert found["top_logprobs"] == [{}, *({token: -0.5} for token in found["tokens"][1:])]
+    assert found["text_offset"] == [0, 1, 1, 2, 3, 3]
+
+
+def test_a_prompt_can_be_scored_without_an_answer(served, http):
+    """What evaluation harnesses ask for: echo, logprobs, and not one token more."""
+    body = {"prompt": [97, 98], "echo": True, "logprobs": 0, "max_tokens": 0}
+    choice = http.post(TEXT, json=body).json()["choices"][0]
+    assert (choice["text"], choice["logprobs"]["token_logprobs"]) == ("ab", [0, -0.5])
+    assert served.engine.requests == []

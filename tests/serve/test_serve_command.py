@@ -143,6 +143,7 @@ def test_stop_while_loading():
         (["--tls_cert=a.pem"], "error: --tls_cert, --tls_key: wanted both, got one"),
         (["--model=missing"], "error: missing: wanted a model, got nothing there\n"),
         (["--host=no.such.host.invalid"], "error: cannot listen on no.such.host.invalid"),
+        (["--ignored_fields=temperature"], "error: ignored_fields: wanted one of"),
         (["stray"], "error: wanted flags only, got 'stray'\n"),
         (["--nonsense"], "nonsense"),
     ],

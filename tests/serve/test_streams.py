@@ -76,6 +76,17 @@ def test_usage_comes_last_when_asked(served, http):
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 
+def test_obfuscation_evens_out_sizes(served, http):
+    """Who sees only sizes on the wire learns nothing of the text's pieces."""
+    served.engine.script = lambda _: say("a b\u00e9\U0001f44b")
+    options = {"include_obfuscation": True}
+    chunks, text = stream(http, CHAT, chat_body(stream_options=options))
+    assert text_of(chunks) == "a b\u00e9\U0001f44b"
+    events = [line for line in text.splitlines() if line.startswith("data: {")]
+    assert len({len(event.encode()) % 64 for event in events}) == 1
+    assert any(chunk["obfuscation"] for chunk in chunks)
+
+
 def test_continuous_usage_counts_up(served, http):
     """On every chunk, at least one token for each chunk with text."""
     served.engine.script = lambda _: say("abcd", pause=0.005)

@@ -33,6 +33,7 @@ class EngineConfig:
       kv: "full" keeps keys and values in dtype; "int8" holds them as bytes with a scale a token and kv
         head: a quarter of float32's memory, half of bfloat16's.
       mesh: devices on the axes (data, model); 0 means all that are left.
+      prompt_scores: compile what embeddings and log-probabilities of prompts need.
       top_logprobs: largest number of alternatives that a request may ask for.
       stop_ids: largest number of stop tokens of a request, the model's own included.
       bias_ids: largest number of logit_bias entries of a request.
@@ -54,6 +55,7 @@ class EngineConfig:
     weights: str = "auto"
     kv: str = "full"
     mesh: tuple[int, int] = (1, 0)
+    prompt_scores: bool = True
     top_logprobs: int = 20
     stop_ids: int = 16
     bias_ids: int = 320

@@ -3,7 +3,7 @@
 Numpy only: nothing here may compile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,11 +20,7 @@ def check(request: Request, model: ModelConfig, engine: EngineConfig, eos_ids: I
     """Raise InvalidRequest, naming the field, for a request that the engine cannot honour."""
     sampling = request.sampling
     sampling.validate()
-    if not request.prompt:
-        raise InvalidRequest("prompt: wanted at least one token, got an empty prompt", param="prompt")
-    if len(request.prompt) > engine.ring_length:
-        raise context_exceeded(engine.ring_length, len(request.prompt))
-    _check_ids("prompt", request.prompt, model.vocab_size)
+    _check_prompt(request.prompt, model, engine)
     _check_ids("logit_bias", sampling.logit_bias, model.vocab_size)
     _check_ids("stop_token_ids", sampling.stop_token_ids, model.vocab_size)
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
@@ -42,9 +38,31 @@ def check(request: Request, model: ModelConfig, engine: EngineConfig, eos_ids: I
             f"stop_token_ids: wanted at most {engine.stop_ids} with the model's own, got {len(stops)}",
             param="stop_token_ids",
         )
-    if (sampling.logprobs or 0) > engine.top_logprobs:
+    _check_logprobs(sampling.logprobs, engine)
+
+
+def check_scored(
+    prompt: Sequence[int], logprobs: int | None, model: ModelConfig, engine: EngineConfig
+) -> None:
+    """Raise InvalidRequest for a prompt that the engine cannot score."""
+    if not engine.prompt_scores:
+        raise InvalidRequest("this server was started with --prompt_scores=false", code="unsupported")
+    _check_prompt(prompt, model, engine)
+    _check_logprobs(logprobs, engine)
+
+
+def _check_prompt(prompt: Sequence[int], model: ModelConfig, engine: EngineConfig) -> None:
+    if not prompt:
+        raise InvalidRequest("prompt: wanted at least one token, got an empty prompt", param="prompt")
+    if len(prompt) > engine.ring_length:
+        raise context_exceeded(engine.ring_length, len(prompt))
+    _check_ids("prompt", prompt, model.vocab_size)
+
+
+def _check_logprobs(logprobs: int | None, engine: EngineConfig) -> None:
+    if (logprobs or 0) > engine.top_logprobs:
         raise InvalidRequest(
-            f"logprobs: wanted at most {engine.top_logprobs}, got {sampling.logprobs}", param="logprobs"
+            f"logprobs: wanted at most {engine.top_logprobs}, got {logprobs}", param="logprobs"
         )
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from tpustream.engine import steps
+from tpustream.engine import score_step, steps
 from tpustream.engine.packed_prefill import prefill_packed
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import empty_prefix, empty_state
@@ -37,6 +37,8 @@ class CompiledSteps:
       restore: (prefix, block) -> prefix; the prefix is donated.
       decode: (weights, state, count i32[]) -> (state, i32[fused_steps, B, C]), of which the first `count`
         steps mean something; the state is donated.
+      score: (weights, prefix, tokens i32[chunk], targets i32[chunk], count, wanted) -> (prefix, scores);
+        the prefix is donated. None where the engine scores no prompts.
       release: (state, slot, epoch) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
@@ -52,6 +54,7 @@ class CompiledSteps:
     restore: jax.stages.Compiled
     decode: jax.stages.Compiled
     release: jax.stages.Compiled
+    score: jax.stages.Compiled | None
     initial_state: jax.stages.Compiled
     initial_prefix: jax.stages.Compiled
     block: int | None
@@ -65,7 +68,7 @@ def lower_steps(
     """(name, how to lower it) of every executable that an engine needs, the decode step first.
 
     Names: "decode", "insert", "release", "state", "prefix", "save", "restore", "prefill BUCKET PAST",
-    "prefill PROMPTS x BUCKET".
+    "prefill PROMPTS x BUCKET", and "score" where the engine scores prompts.
     """
     model, engine = placer.model, placer.engine
     weights, state, prefix, scalar = placer.weights(), placer.state(), placer.prefix(), placer.scalar()
@@ -104,6 +107,11 @@ def lower_steps(
         arguments = (weights, prefix, placer.tokens(prompts, bucket), placer.tokens(prompts))
         flags = (placer.replicated,) * prompts
         yield packed_name(bucket, prompts), lowered(fill, arguments, donate=1, out=(of_prefix, flags))
+    if engine.prompt_scores:
+        chunk = placer.tokens(engine.chunk)
+        score = functools.partial(score_step.score, model, engine, attention=placer.attention)
+        arguments = (weights, prefix, chunk, chunk, scalar, scalar)
+        yield "score", lowered(score, arguments, donate=1, out=(of_prefix, (placer.replicated,) * 4))
 
 
 def prefill_name(bucket: int, past: int) -> str:
@@ -152,6 +160,7 @@ def compile_steps(
         restore=compiled["restore"],
         decode=compiled["decode"],
         release=compiled["release"],
+        score=compiled.get("score"),
         initial_state=compiled["state"],
         initial_prefix=compiled["prefix"],
         block=placer.block_tokens,

@@ -10,13 +10,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
+from tpustream.core.prompt_scores import PromptScores
 from tpustream.core.request import Command, FinishReason, Request, TokenEvent
 from tpustream.engine import admission as admissions
 from tpustream.engine.compile import CompiledSteps
@@ -26,6 +28,7 @@ from tpustream.engine.prefilling import Prefiller, WholePrefix
 from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
+from tpustream.engine.scoring import ScoreJob, Scorer
 from tpustream.engine.state import DecodeState, Weights, position_bytes, weight_bytes
 from tpustream.engine.step_meter import StepBytes, StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
@@ -43,6 +46,11 @@ class _Submitted:
 class _SlotFinished:
     slot: int
     epoch: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Scored:
+    job: ScoreJob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +93,7 @@ class Engine:
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
         self._prefiller = Prefiller(config, weights, steps)
+        self._scorer = Scorer(config, weights, steps)
         # (slot, epoch) that the device decodes -> steps until max_tokens that are not dispatched yet
         self._decoding: dict[tuple[int, int], int] = {}
         self._depth = DepthPolicy(
@@ -118,6 +127,11 @@ class Engine:
     def vocab_size(self) -> int:
         """V: token ids are 0..V-1."""
         return self.model.vocab_size
+
+    @property
+    def embed_dim(self) -> int:
+        """D, numbers of a hidden state."""
+        return self.model.embed_dim
 
     @property
     def stopped(self) -> str | None:
@@ -187,6 +201,24 @@ class Engine:
                 raise InvalidRequest(f"id: wanted one that is not in flight, got {request.id!r}", param="id")
         self._inbox.put(_Submitted(request=request, arrived=self._clock()))
 
+    def score(self, prompt: Sequence[int], *, logprobs: int | None = None) -> "Future[PromptScores]":
+        """Queue a prompt to be scored between the dispatches of the streams.
+
+        Args:
+          logprobs: None for hidden states alone, 0 for the log-probabilities of the prompt's tokens too,
+            n for the n most likely in their place besides.
+
+        The future may be cancelled. Raises InvalidRequest for a prompt that cannot be scored, QueueFull
+        when too many wait, EngineStopped after stop or failure.
+        """
+        admissions.check_scored(prompt, logprobs, self.model, self.config)
+        with self._closing:
+            if self._stopped is not None:
+                raise EngineStopped(self._stopped)
+            job = self._scorer.open(prompt, -1 if logprobs is None else logprobs)
+        self._inbox.put(_Scored(job=job))
+        return job.future
+
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request with this reason; its slot is free at the next dispatch. Unknown ids are ignored."""
         self._inbox.put(Command(request_id=request_id, finish=finish))
@@ -212,7 +244,7 @@ class Engine:
         """Handle everything in the inbox, waiting for it where nothing is to be done; False to stop."""
         if self._rows_to_step():
             self._tokens.reserve()  # first: what comes while this waits still counts for the next dispatch
-        idle = not (self._rows_to_step() or self._prefiller.busy)
+        idle = not (self._rows_to_step() or self._prefiller.busy or self._scorer.busy)
         with contextlib.suppress(queue.Empty):
             while True:
                 if not self._handle(self._inbox.get(block=idle)):
@@ -232,6 +264,8 @@ class Engine:
             case _SlotFinished():
                 self._decoding.pop((message.slot, message.epoch), None)
                 self._scheduler.finished(message.slot, message.epoch)
+            case _Scored():
+                self._scorer.add(message.job)
             case _DispatchEnded():
                 self._depth.completed(message.at)
             case _Stop():
@@ -239,7 +273,7 @@ class Engine:
         return True
 
     def _iterate(self, state: DecodeState) -> DecodeState:
-        """Idle what ended, one call of prefill, one dispatch of decode."""
+        """Idle what ended, one call of prefill or one chunk of a score, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
             event = TokenEvent(finish=FinishReason.EXPIRED, error=expired.message)
             self._router.close(expired.request.id, event)
@@ -251,8 +285,11 @@ class Engine:
         for placement in plan.admit:
             self._router.place(placement)
             self._prefiller.add(placement)
-        prefilling = self._prefiller.busy
-        if prefilling:
+        scoring = self._scorer.takes_turn(others=self._prefiller.busy)
+        prefilling = scoring or self._prefiller.busy
+        if scoring:
+            self._scorer.advance(alone=not self._rows_to_step())
+        elif prefilling:
             for whole in self._prefiller.advance(alone=not self._rows_to_step()):
                 state = self._insert(whole, state)
         return self._decode(state, prefilling)
@@ -304,3 +341,4 @@ class Engine:
             if self._stopped is None:
                 self._stopped = why
             self._router.close_all(event)
+            self._scorer.close(why)

@@ -48,7 +48,7 @@ def project_each(
 def feed_forward(
     x: Float[Array, "rows D"], gate: Weight, up: Weight, down: Weight, *, activation: str
 ) -> Float[Array, "rows D"]:
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020); `activation` is "silu" or "gelu"."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020); `activation` is "silu" or "gelu_tanh"."""
     if all(isinstance(w, PackedWeight) for w in (gate, up, down)):
         return calls.feed_forward(x, gate, up, down, activation=activation).astype(x.dtype)
     gated, raised = project_each(x, (gate, up), out_dtype=x.dtype)

@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     install_logs(options.LOG_FORMAT.value)
     try:
         config = engine_config_from_flags()
+        settings = options.settings_from_flags()
         access = options.access_from_flags()
         certificate = options.certificate_from_flags()
         traces = Traces(options.OTLP_ENDPOINT.value) if options.OTLP_ENDPOINT.value else None
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
         return report(str(error))
     application = create_app(
         names=tuple(options.NAMES.value),
-        settings=options.settings_from_flags(),
+        settings=settings,
         access=access,
         cors_origins=tuple(options.CORS_ORIGINS.value),
         traces=traces,

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from tpustream.core.errors import InvalidRequest, context_exceeded
 from tpustream.core.request import Request, SamplingParams
-from tpustream.serve.body import MAX_BODY_BYTES
+from tpustream.serve.body import MAX_BODY_BYTES, Schema, read_body
 from tpustream.serve.exchange import exchange_of
+from tpustream.serve.refused import IGNORABLE
 from tpustream.serve.replies import Dialect, Heading, stream_reply, whole_reply
 from tpustream.serve.sampling import for_choice
 from tpustream.serve.schema import GenerationRequest
@@ -31,6 +32,10 @@ class Settings:
       memory_bandwidth: bytes a second of all devices together; None where it is not known.
       max_unread_tokens: a choice, that wait for a client that reads slowly before its stream ends.
       request_timeout: seconds that an answer may take in all; None is no bound.
+      stored_responses, stored_bytes: answers of /v1/responses that are kept for later requests.
+      ignored_fields: names of IGNORABLE that are dropped from requests.
+
+    Raises ValueError for a field that cannot be ignored.
     """
 
     keep_alive: float = 5.0
@@ -39,6 +44,18 @@ class Settings:
     memory_bandwidth: float | None = None
     max_unread_tokens: int = 4096
     request_timeout: float | None = None
+    stored_responses: int = 1000
+    stored_bytes: int = 64 * 1024 * 1024
+    ignored_fields: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for field in self.ignored_fields:
+            if field not in IGNORABLE:
+                raise ValueError(f"ignored_fields: wanted one of {', '.join(IGNORABLE)}, got {field!r}")
+
+    async def read(self, http: HttpRequest, schema: type[Schema]) -> Schema:
+        """The body of a request; see `body.read_body`."""
+        return await read_body(http, schema, self.max_body_bytes, self.ignored_fields)
 
 
 async def answer(
@@ -52,21 +69,26 @@ async def answer(
     sampling: SamplingParams,
     dialect: Dialect,
     id_prefix: str,
+    candidates: int | None = None,
 ) -> Response:
     """Generate `body.n` choices for each prompt, streamed or at once as `body` says.
 
     Choices are numbered prompt by prompt. `prompts` have passed `check_prompt`; `param` is the field
-    that they come from. Raises InvalidRequest, ApiError, QueueFull or EngineStopped; after a stream
-    began, errors are part of it.
+    that they come from; of `candidates` for each prompt, where there are more than choices, the
+    likeliest are taken, which a stream cannot do. Raises InvalidRequest, ApiError, QueueFull or
+    EngineStopped; after a stream began, errors are part of it.
     """
     runtime = service.ready()
     choices = body.n or 1
+    candidates = candidates or choices
+    if candidates > choices and sampling.logprobs is None:
+        sampling = dataclasses.replace(sampling, logprobs=0)
     identifier = id_prefix + secrets.token_hex(12)
     exchange = exchange_of(http.scope)
     requests = []
     for prompt in prompts:
         room = runtime.engine.max_prompt - len(prompt)
-        for choice in range(choices):
+        for choice in range(candidates):
             requests.append(
                 Request(
                     id=f"{identifier}-{len(requests)}",
@@ -85,22 +107,24 @@ async def answer(
         fingerprint=service.fingerprint,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
+        obfuscation=bool(options and options.include_obfuscation),
     )
     generation = Generation(
         service,
         runtime,
         requests,
         prompt_tokens=sum(map(len, prompts)),
-        choices=choices,
+        choices=candidates,
         exchange=exchange,
         timeout=settings.request_timeout,
         max_unread=settings.max_unread_tokens,
     )
     if body.stream:
-        return EventStream(generation, stream_reply(generation, dialect, heading, settings.keep_alive))
+        events = stream_reply(generation, dialect, heading, settings.keep_alive)
+        return EventStream(events, generation.close)
 
     async def whole() -> bytes:
-        return to_json(await whole_reply(generation, dialect, heading))
+        return to_json(await whole_reply(generation, dialect, heading, choices, candidates))
 
     return await unary(generation, whole(), http.receive)
 
@@ -111,7 +135,12 @@ def check_prompt(engine: ServedEngine, prompt: Sequence[int], param: str) -> Non
         raise InvalidRequest(f"{param}: wanted at least one token, got an empty prompt", param=param)
     if len(prompt) > engine.max_prompt:
         raise context_exceeded(engine.max_prompt, len(prompt), param)
-    low, high = min(prompt), max(prompt)
+    check_ids(engine, prompt, param)
+
+
+def check_ids(engine: ServedEngine, tokens: Sequence[int], param: str) -> None:
+    """Raise InvalidRequest, naming `param`, for token ids outside the vocabulary."""
+    low, high = min(tokens, default=0), max(tokens, default=0)
     if low < 0 or high >= engine.vocab_size:
         wrong = low if low < 0 else high
         last = engine.vocab_size - 1

@@ -11,6 +11,7 @@ from tpustream.serve.access.gate import Access, Gate
 from tpustream.serve.answer import Settings
 from tpustream.serve.chat import chat_routes
 from tpustream.serve.completions import completion_routes
+from tpustream.serve.embeddings import embedding_routes
 from tpustream.serve.errors import install_error_handlers
 from tpustream.serve.exchange import Exchange, Exchanges
 from tpustream.serve.models import model_routes
@@ -18,11 +19,27 @@ from tpustream.serve.observe.logs import log_exchange
 from tpustream.serve.observe.metrics import Metrics
 from tpustream.serve.observe.route import metric_routes
 from tpustream.serve.observe.traces import Traces
-from tpustream.serve.schema import ChatRequest, CompletionRequest
+from tpustream.serve.responses import response_routes
+from tpustream.serve.responses.schema import ResponsesRequest
+from tpustream.serve.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from tpustream.serve.service import ServedRuntime, Service
+from tpustream.serve.tokenizing import tokenizing_routes
 
 REFERENCE = "#/components/schemas/{model}"
-BODIES = {"/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest}
+BODIES = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponsesRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 
 
 def create_app(
@@ -54,6 +71,9 @@ def create_app(
     app.state.service = service
     app.include_router(chat_routes(service, settings))
     app.include_router(completion_routes(service, settings))
+    app.include_router(embedding_routes(service, settings))
+    app.include_router(response_routes(service, settings))
+    app.include_router(tokenizing_routes(service, settings))
     app.include_router(model_routes(service))
     app.include_router(metric_routes(metrics))
     if access is not None:

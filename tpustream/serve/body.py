@@ -1,5 +1,6 @@
 """From the bytes of a request to a checked schema object. Knows no route and no engine."""
 
+from collections.abc import Collection
 from typing import TypeVar
 
 from fastapi import Request
@@ -13,8 +14,10 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-async def read_body(request: Request, schema: type[Schema], limit: int) -> Schema:
-    """Read and validate a JSON body of at most `limit` bytes.
+async def read_body(
+    request: Request, schema: type[Schema], limit: int, ignored: Collection[str] = ()
+) -> Schema:
+    """Read and validate a JSON body of at most `limit` bytes, and forget the optional fields in `ignored`.
 
     JSON has to be declared as such: a web page may post anything else to a local server without
     the browser's asking first. Raises ApiError: 415, 413, or 400 for JSON or fields that are wrong.
@@ -35,9 +38,14 @@ async def read_body(request: Request, schema: type[Schema], limit: int) -> Schem
     except ClientDisconnect:
         raise ApiError(400, "The body did not arrive whole", code="request_incomplete") from None
     try:
-        return schema.model_validate_json(bytes(body))
+        valid = schema.model_validate_json(bytes(body))
     except ValidationError as error:
         raise from_validation(error) from None
+    for field in ignored:
+        (valid.model_extra or {}).pop(field, None)
+        if field in schema.model_fields and not schema.model_fields[field].is_required():
+            setattr(valid, field, None)
+    return valid
 
 
 def _too_large(limit: int) -> ApiError:

@@ -10,7 +10,6 @@ from tpustream.core.errors import InvalidRequest
 from tpustream.core.request import Delta
 from tpustream.serve import refused
 from tpustream.serve.answer import Settings, answer, check_prompt
-from tpustream.serve.body import read_body
 from tpustream.serve.logprobs import chat_logprobs
 from tpustream.serve.refused import refuse
 from tpustream.serve.sampling import chat_sampling
@@ -30,21 +29,13 @@ def chat_routes(service: Service, settings: Settings) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(http: Request) -> Response:
         runtime = service.ready()
-        body = await read_body(http, ChatRequest, settings.max_body_bytes)
+        body = await settings.read(http, ChatRequest)
         service.check_model(body.model)
         refuse(body, refused.CHAT)
-        if body.stream_options is not None:
-            refuse(body.stream_options, refused.STREAM_OPTIONS, "stream_options.")
         sampling = chat_sampling(body, runtime.engine.vocab_size)
         service.check_room(body.n or 1, "n")
         messages = template_messages(body.messages)
-        variables = body.chat_template_kwargs or {}
-        for name in OWN_VARIABLES:
-            if name in variables:
-                raise InvalidRequest(
-                    f"chat_template_kwargs: wanted names of the template's own, got {name!r}",
-                    param="chat_template_kwargs",
-                )
+        variables = template_variables(body.chat_template_kwargs, body.verbosity)
         # Rendering and encoding a long conversation takes long enough to hold up every stream.
         prompt = await asyncio.to_thread(encode_chat, runtime, service.chat_template, messages, variables)
         return await answer(
@@ -63,16 +54,33 @@ def chat_routes(service: Service, settings: Settings) -> APIRouter:
 
 
 def encode_chat(
-    runtime: ServedRuntime, template: ChatTemplate, messages: list[dict[str, str]], variables: dict[str, Any]
+    runtime: ServedRuntime,
+    template: ChatTemplate,
+    messages: list[dict[str, str]],
+    variables: dict[str, Any],
+    param: str = "messages",
 ) -> list[int]:
     """Token ids of a conversation, up to where the answer begins.
 
-    Raises InvalidRequest when the template refuses the messages or the engine cannot take them.
+    Raises InvalidRequest when the template refuses the messages or the engine cannot take them, and then
+    names `param`.
     """
     text = template.render(messages, add_generation_prompt=True, **variables)
     tokens = runtime.tokenizer.encode(text, add_bos=False)  # the template writes BOS itself
-    check_prompt(runtime.engine, tokens, "messages")
+    check_prompt(runtime.engine, tokens, param)
     return tokens
+
+
+def template_variables(given: dict[str, Any] | None, verbosity: str | None = None) -> dict[str, Any]:
+    """What the template sees beside the messages. Raises InvalidRequest for names that are ours."""
+    given = given or {}
+    for name in OWN_VARIABLES:
+        if name in given:
+            raise InvalidRequest(
+                f"chat_template_kwargs: wanted names of the template's own, got {name!r}",
+                param="chat_template_kwargs",
+            )
+    return ({"verbosity": verbosity} if verbosity else {}) | given
 
 
 def template_messages(messages: list[Message]) -> list[dict[str, str]]:

@@ -11,12 +11,14 @@ from tpustream.core.errors import InvalidRequest
 from tpustream.core.request import Delta
 from tpustream.serve import refused
 from tpustream.serve.answer import Settings, answer, check_prompt
-from tpustream.serve.body import read_body
-from tpustream.serve.logprobs import CompletionLogprobs
+from tpustream.serve.exchange import exchange_of
+from tpustream.serve.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from tpustream.serve.refused import refuse
-from tpustream.serve.sampling import completion_sampling
+from tpustream.serve.sampling import candidates, completion_sampling
 from tpustream.serve.schema import CompletionRequest
+from tpustream.serve.scores import scored
 from tpustream.serve.service import ServedRuntime, Service
+from tpustream.serve.transport import CLIENT_CLOSED, until_gone
 from tpustream.text.vocabulary import Tokenizer
 
 
@@ -27,22 +29,34 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
     @router.post("/v1/completions", summary="Continue a text")
     async def complete(http: Request) -> Response:
         runtime = service.ready()
-        body = await read_body(http, CompletionRequest, settings.max_body_bytes)
+        body = await settings.read(http, CompletionRequest)
         service.check_model(body.model)
         refuse(body, refused.COMPLETION)
-        if body.stream_options is not None:
-            refuse(body.stream_options, refused.STREAM_OPTIONS, "stream_options.")
-        if body.echo and body.logprobs is not None:
-            raise InvalidRequest(
-                "logprobs: this server does not support logprobs together with echo",
-                param="logprobs",
-                code="unsupported_parameter",
-            )
         sampling = completion_sampling(body, runtime.engine.vocab_size)
+        wanted = candidates(body)
         prompts = split_prompts(body.prompt)
-        service.check_room(len(prompts) * (body.n or 1), "n" if len(prompts) == 1 else "prompt")
+        service.check_room(len(prompts) * wanted, "n" if len(prompts) == 1 else "prompt")
         # Encoding a long text takes long enough to hold up every stream.
         ids, texts = await asyncio.to_thread(encode_prompts, runtime, prompts, bool(body.echo))
+        echoed = None
+        if body.echo and body.logprobs is not None:
+            exchange = exchange_of(http.scope)
+            scoring = scored(
+                service,
+                runtime,
+                ids,
+                exchange=exchange,
+                timeout=settings.request_timeout,
+                logprobs=body.logprobs,
+            )
+            scores = await until_gone(scoring, http.receive)
+            if scores is None:
+                return Response(status_code=CLIENT_CLOSED)
+            exchange.client.spend(-exchange.prompt_tokens)  # the answer is charged the same prompts
+            echoed = [
+                prompt_logprobs(prompt, score.logprobs, text, runtime.tokenizer)
+                for prompt, score, text in zip(ids, scores, texts, strict=True)
+            ]
         return await answer(
             http,
             service,
@@ -51,10 +65,12 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
             prompts=ids,
             param="prompt",
             sampling=sampling,
+            candidates=wanted,
             dialect=CompletionDialect(
                 runtime.tokenizer,
                 echoes=[text for text in texts for _ in range(body.n or 1)],
                 logprobs=sampling.logprobs is not None,
+                echoed_logprobs=[of for of in echoed or () for _ in range(body.n or 1)],
             ),
             id_prefix="cmpl-",
         )
@@ -62,17 +78,19 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
     return router
 
 
-def split_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+def split_prompts(
+    prompt: str | list[str] | list[int] | list[list[int]], param: str = "prompt"
+) -> Sequence[str | list[int]]:
     """The prompts of a request, each a text or token ids. Raises InvalidRequest for none at all."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         return [prompt]
     if not prompt:
-        raise InvalidRequest("prompt: wanted at least one prompt, got an empty list", param="prompt")
+        raise InvalidRequest(f"{param}: wanted at least one, got an empty list", param=param)
     return prompt
 
 
 def encode_prompts(
-    runtime: ServedRuntime, prompts: Sequence[str | list[int]], echo: bool
+    runtime: ServedRuntime, prompts: Sequence[str | list[int]], echo: bool, param: str = "prompt"
 ) -> tuple[list[list[int]], list[str]]:
     """Token ids of each prompt, and the text that goes before its answer ("" without `echo`).
 
@@ -81,21 +99,35 @@ def encode_prompts(
     tokenizer = runtime.tokenizer
     ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     for tokens in ids:
-        check_prompt(runtime.engine, tokens, "prompt")
+        check_prompt(runtime.engine, tokens, param)
     if not echo:
         return ids, [""] * len(prompts)
     return ids, [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 
 class CompletionDialect:
-    """Choices of text completions; see `replies.Dialect`. `echoes` has one text a choice."""
+    """Choices of text completions; see `replies.Dialect`.
+
+    Args:
+      echoes: one text a choice, which goes before it.
+      logprobs: whether choices have log-probabilities.
+      echoed_logprobs: those of each echo; empty for none.
+    """
 
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, tokenizer: Tokenizer, *, echoes: Sequence[str], logprobs: bool):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        echoes: Sequence[str],
+        logprobs: bool,
+        echoed_logprobs: Sequence[dict[str, Any]] = (),
+    ):
         self._echoes = echoes
-        self._logprobs = [CompletionLogprobs(tokenizer) for _ in echoes] if logprobs else None
+        self._logprobs = [CompletionLogprobs(tokenizer, len(echo)) for echo in echoes] if logprobs else None
+        self._echoed_logprobs = echoed_logprobs
 
     def whole_choice(self, index: int, answer: Delta) -> dict[str, Any]:
         """A choice with its text."""
@@ -106,9 +138,13 @@ class CompletionDialect:
         choice = {
             "index": index,
             "text": self._echoes[index] + delta.text if first else delta.text,
-            "logprobs": self._logprobs[index].part(delta.tokens) if self._logprobs else None,
+            "logprobs": self._part(index, delta, first) if self._logprobs else None,
             "finish_reason": delta.finish,
         }
         if delta.finish is not None:
             choice["stop_reason"] = delta.stop_reason
         return choice
+
+    def _part(self, index: int, delta: Delta, first: bool) -> dict[str, Any]:
+        part = self._logprobs[index].part(delta.tokens)
+        return joined(self._echoed_logprobs[index], part) if first and self._echoed_logprobs else part

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from tpustream.core.request import TextToken
+from tpustream.core.request import TextToken, TokenLogprobs
 from tpustream.text.vocabulary import Tokenizer
 
 LEAST = -9999.0  # what OpenAI writes for next to impossible; JSON has no infinity
@@ -39,18 +39,20 @@ class CompletionLogprobs:
         out: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
             label = self._label(token.id, token.bytes)
-            chosen = max(token.logprobs.chosen, LEAST)
-            top = {}
-            for id, value in token.logprobs.top:
-                # Two tokens may look alike; the likelier one, which comes first, keeps the name.
-                top.setdefault(self._label(id, self._tokenizer.token_bytes(id)), max(value, LEAST))
-            top.setdefault(label, chosen)  # OpenAI: the sampled token is always among them
             out["tokens"].append(label)
-            out["token_logprobs"].append(chosen)
-            out["top_logprobs"].append(top)
-            out["text_offset"].append(self._offset)
+            out["token_logprobs"].append(max(token.logprobs.chosen, LEAST))
+            out["top_logprobs"].append(self._top(label, token.logprobs))
+            out["text_offset"].append(max(0, self._offset))
             self._offset += len(self._decoder.decode(token.bytes))
         return out
+
+    def _top(self, label: str, logprobs: TokenLogprobs) -> dict[str, float]:
+        top = {}
+        for id, value in logprobs.top:
+            # Two tokens may look alike; the likelier one, which comes first, keeps the name.
+            top.setdefault(self._label(id, self._tokenizer.token_bytes(id)), max(value, LEAST))
+        top.setdefault(label, max(logprobs.chosen, LEAST))  # OpenAI: the token is always among them
+        return top
 
     def _label(self, id: int, raw: bytes) -> str:
         if not raw:
@@ -59,6 +61,31 @@ class CompletionLogprobs:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)  # OpenAI's form
+
+
+def prompt_logprobs(
+    ids: Sequence[int], logprobs: Sequence[TokenLogprobs], text: str, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The `logprobs` object of an echoed prompt.
+
+    Nothing comes before the first token, so it is taken as given: log 1, and no alternatives. (OpenAI's
+    description has numbers only, no null.) `logprobs` are those of all other tokens; `text` is the prompt
+    as it is echoed.
+    """
+    tokens = [
+        TextToken(id=id, bytes=tokenizer.token_bytes(id), logprobs=of)
+        for id, of in zip(ids, (TokenLogprobs(chosen=0.0), *logprobs), strict=True)
+    ]
+    shown = b"".join(token.bytes for token in tokens).decode(errors="replace")
+    # A vocabulary may begin every text with a space that is not shown.
+    part = CompletionLogprobs(tokenizer, len(text) - len(shown)).part(tokens)
+    part["top_logprobs"][0] = {}
+    return part
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two `logprobs` objects of a text completion, one after the other."""
+    return {field: first[field] + second[field] for field in first}
 
 
 def _chat_entry(id: int, raw: bytes, value: float, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""GET routes: which model is served, whether the process lives, whether it can answer."""
+"""GET routes: which model is served, whether the process lives, can answer, and how busy it is."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from tpustream.serve.service import Service
 
 
 def model_routes(service: Service) -> APIRouter:
-    """/v1/models, /health and /ready of `service`."""
+    """/v1/models, /health, /ready and /load of `service`."""
     router = APIRouter()
     created = int(time.time())
 
@@ -40,5 +40,12 @@ def model_routes(service: Service) -> APIRouter:
     @router.get("/ready", summary="Requests are answered; 503 with the reason while they are not")
     async def ready() -> dict[str, str]:
         return {"status": "ready", "model": service.ready().name}
+
+    @router.get("/load", summary="Streams in flight, in all, with a slot and without")
+    async def load() -> dict[str, int]:
+        # Answered in every state of the server: who drains it watches the streams that are left.
+        engine = service.runtime and service.runtime.engine
+        running, waiting = (engine.running, engine.waiting) if engine else (0, 0)
+        return {"server_load": running + waiting, "running": running, "waiting": waiting}
 
     return router

@@ -21,6 +21,9 @@ PORT = flags.DEFINE_integer(
 NAMES = flags.DEFINE_list(
     "served_model_name", [], "Names that clients may use for the model; its own when empty."
 )
+IGNORED = flags.DEFINE_list(
+    "ignored_fields", [], "Fields of requests that are dropped instead of refused, as suffix,tools."
+)
 API_KEYS_FILE = flags.DEFINE_string(
     "api_keys_file",
     None,
@@ -144,13 +147,14 @@ def certificate_from_flags() -> Certificate | None:
 
 
 def settings_from_flags() -> Settings:
-    """How answers behave over time."""
+    """How answers behave over time. Raises ValueError for a field that cannot be ignored."""
     return Settings(
         max_body_bytes=MAX_BODY.value,
         request_timeout=REQUEST_TIMEOUT.value or None,
         max_unread_tokens=MAX_UNREAD.value,
         gap_threshold=GAP_THRESHOLD.value / 1000,
         memory_bandwidth=MEMORY_BANDWIDTH.value * 1e9 or None,
+        ignored_fields=tuple(IGNORED.value),
     )
 
 

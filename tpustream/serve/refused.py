@@ -1,7 +1,9 @@
 """Fields that clients know and this server does not honour: refused by name, never ignored.
 
-A field is refused only where its value would have an effect; its default values pass. The names are
-OpenAI's, and those of vLLM, SGLang and llama.cpp that change what is generated.
+A field is refused only where its value would have an effect: its default values pass, and so do tools
+where the request itself says that none may be called. Hints that change no text (`prediction`, the
+`audio` of an answer without audio) are not in the tables. The names are OpenAI's, and those of vLLM,
+SGLang and llama.cpp that change what is generated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +42,6 @@ SAMPLING: Mapping[str, Sequence[Any]] = {
 CHAT: Mapping[str, Sequence[Any]] = {
     **SAMPLING,
     "add_generation_prompt": (True,),
-    "audio": (),
     "chat_template": (),
     "continue_final_message": (False,),
     "documents": ((),),
@@ -48,12 +49,10 @@ CHAT: Mapping[str, Sequence[Any]] = {
     "function_call": ("none",),
     "functions": ((),),
     "modalities": (("text",),),
-    "prediction": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none",),
     "tools": ((),),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -61,6 +60,28 @@ COMPLETION: Mapping[str, Sequence[Any]] = {
     **SAMPLING,
     "response_format": ({"type": "text"},),
     "suffix": ("",),
+}
+
+RESPONSES: Mapping[str, Sequence[Any]] = {
+    **SAMPLING,
+    "context_management": ((),),
+    "conversation": (),
+    "max_completion_tokens": (),
+    "max_tokens": (),
+    "messages": (),
+    "n": (1,),
+    "prompt": (),
+    "response_format": ({"type": "text"},),
+    "tools": ((),),
+}
+
+EMBEDDING: Mapping[str, Sequence[Any]] = {"messages": (), "truncate_prompt_tokens": ()}
+
+TOKENIZE: Mapping[str, Sequence[Any]] = {
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "mm_processor_kwargs": ({},),
+    "tools": ((),),
 }
 
 MESSAGE: Mapping[str, Sequence[Any]] = {
@@ -71,7 +92,11 @@ MESSAGE: Mapping[str, Sequence[Any]] = {
     "tool_calls": ((),),
 }
 
-STREAM_OPTIONS: Mapping[str, Sequence[Any]] = {"include_obfuscation": (False,)}
+# What a server can be told to drop, for clients that send it come what may.
+IGNORABLE = tuple(sorted({*CHAT, *COMPLETION, *RESPONSES, "encoding_format", "previous_response_id"}))
+
+# A choice of "none", and the fields that it leaves without effect.
+SWITCHED_OFF = {"tool_choice": ("tools", "web_search_options"), "function_call": ("functions",)}
 
 
 def refuse(model: BaseModel, table: Mapping[str, Sequence[Any]], where: str = "") -> None:
@@ -80,9 +105,16 @@ def refuse(model: BaseModel, table: Mapping[str, Sequence[Any]], where: str = ""
     `table` maps a field to the values without effect; None is always one. `where` goes before the
     field's name in the message.
     """
-    for field, value in (model.model_extra or {}).items():
+    extra = model.model_extra or {}
+    off = {
+        field
+        for choice, fields in SWITCHED_OFF.items()
+        if getattr(model, choice, None) == "none"
+        for field in fields
+    }
+    for field, value in extra.items():
         harmless = table.get(field)
-        if harmless is None or value is None:
+        if harmless is None or value is None or field in off:
             continue
         comparable = tuple(value) if isinstance(value, list) else value
         if not any(comparable == passing for passing in harmless):

@@ -5,6 +5,8 @@ of a stream are the same for all and live here. Objects on this path are plain d
 """
 
 import dataclasses
+import math
+import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from tpustream.serve.errors import SERVER, ApiError, envelope, unavailable
 from tpustream.serve.tokens import Generation
 
 KEEP_ALIVE = b": keep-alive\n\n"
+PADDED = 64
 RETRY_EXPIRED = 1  # seconds
 
 
@@ -41,6 +44,7 @@ class Heading:
       created: seconds since 1970.
       include_usage: a last chunk with the usage; the other chunks say `usage: null`.
       continuous_usage: the usage so far on every chunk.
+      obfuscation: random text evens out the sizes of chunks.
     """
 
     id: str
@@ -49,6 +53,7 @@ class Heading:
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
     include_usage: bool = False
     continuous_usage: bool = False
+    obfuscation: bool = False
 
     def object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """A response object or chunk of this response."""
@@ -62,16 +67,35 @@ class Heading:
         }
 
 
-async def whole_reply(generation: Generation, dialect: Dialect, heading: Heading) -> dict[str, Any]:
-    """The response object of an answer given at once. Raises ApiError when a stream fails."""
+async def whole_reply(
+    generation: Generation, dialect: Dialect, heading: Heading, choices: int, candidates: int
+) -> dict[str, Any]:
+    """The response object of an answer given at once: of `candidates` a prompt, the best `choices`.
+
+    Raises ApiError when a stream fails.
+    """
     parts: dict[int, list[Delta]] = {index: [] for index in generation.open}
     while generation.open:
         for index, delta in await generation.next(None):
             parts[index].append(delta)
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
                 raise failure(generation, delta)
-    choices = [dialect.whole_choice(index, merge(deltas)) for index, deltas in parts.items()]
-    return heading.object(dialect.whole_object, choices) | {"usage": generation.usage()}
+    answers = [merge(deltas) for deltas in parts.values()]
+    if candidates > choices:
+        prompts = [answers[start : start + candidates] for start in range(0, len(answers), candidates)]
+        answers = [answer for group in prompts for answer in likeliest(group, choices)]
+    written = [dialect.whole_choice(index, answer) for index, answer in enumerate(answers)]
+    return heading.object(dialect.whole_object, written) | {"usage": generation.usage()}
+
+
+def likeliest(answers: list[Delta], count: int) -> list[Delta]:
+    """The answers of the highest log-probability per token, best first; they carry log-probabilities."""
+
+    def mean(answer: Delta) -> float:
+        values = [token.logprobs.chosen for token in answer.tokens]
+        return sum(values) / len(values) if values else -math.inf
+
+    return sorted(answers, key=mean, reverse=True)[:count]
 
 
 async def stream_reply(
@@ -108,6 +132,8 @@ async def stream_reply(
                 chunk["usage"] = generation.usage()
             elif heading.include_usage:
                 chunk["usage"] = None
+            if heading.obfuscation:
+                chunk["obfuscation"] = padding(chunk)
             out += events.event(chunk)
         if not out and time.monotonic() >= due:
             out += KEEP_ALIVE
@@ -137,6 +163,12 @@ class EventWriter:
         number = self._next
         self._next += 1
         return b"id: %d\ndata: %b\n\n" % (number, data)
+
+
+def padding(event: dict[str, Any]) -> str:
+    """Random text, so long that all events get the same size modulo PADDED bytes."""
+    size = -len(to_json(event)) % PADDED
+    return secrets.token_urlsafe(PADDED)[:size]
 
 
 def merge(deltas: list[Delta]) -> Delta:

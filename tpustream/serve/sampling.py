@@ -5,7 +5,7 @@ import random
 
 from tpustream.core.errors import InvalidRequest
 from tpustream.core.request import SamplingParams
-from tpustream.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
+from tpustream.serve.schema import ChatRequest, CompletionRequest, SampledRequest
 
 MOST_TOKENS = 2**31 - 1  # no stream is that long: a larger max_tokens says nothing more
 SEED_RANGE = 2**64
@@ -21,7 +21,7 @@ def chat_sampling(request: ChatRequest, vocab_size: int) -> SamplingParams:
     if newer is not None and newer < 0:
         field = "max_completion_tokens"
         raise InvalidRequest(f"{field}: wanted >= 0, got {newer}", param=field)
-    return _sampling(
+    return sampling_of(
         request,
         vocab_size,
         max_tokens=older if newer is None else newer,
@@ -31,15 +31,19 @@ def chat_sampling(request: ChatRequest, vocab_size: int) -> SamplingParams:
 
 def completion_sampling(request: CompletionRequest, vocab_size: int) -> SamplingParams:
     """Sampling of a text completion. Raises InvalidRequest."""
-    choices = request.n or 1
-    if request.best_of is not None and request.best_of != choices:
-        raise InvalidRequest(
-            f"best_of: this server does not support values other than n ({choices}), got {request.best_of}",
-            param="best_of",
-            code="unsupported_parameter",
-        )
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _sampling(request, vocab_size, max_tokens=max_tokens, logprobs=request.logprobs)
+    return sampling_of(request, vocab_size, max_tokens=max_tokens, logprobs=request.logprobs)
+
+
+def candidates(request: CompletionRequest) -> int:
+    """Continuations to generate for each prompt, at least n. Raises InvalidRequest."""
+    choices = request.n or 1
+    wanted = request.best_of or choices
+    if wanted < choices:
+        raise InvalidRequest(f"best_of: wanted >= n ({choices}), got {wanted}", param="best_of")
+    if wanted > choices and request.stream:
+        raise InvalidRequest("best_of: wanted no more than n in a stream", param="best_of")
+    return wanted
 
 
 def for_choice(sampling: SamplingParams, choice: int, room: int) -> SamplingParams:
@@ -55,10 +59,12 @@ def for_choice(sampling: SamplingParams, choice: int, room: int) -> SamplingPara
     return dataclasses.replace(sampling, seed=seed, max_tokens=max_tokens)
 
 
-def _sampling(
-    request: GenerationRequest, vocab_size: int, *, max_tokens: int | None, logprobs: int | None
+def sampling_of(
+    request: SampledRequest, vocab_size: int, *, max_tokens: int | None, logprobs: int | None
 ) -> SamplingParams:
-    if request.stream_options is not None and not request.stream:
+    """Sampling by the fields that all routes share. Raises InvalidRequest."""
+    # Who says `stream: false` has decided; who leaves it out has probably forgotten it.
+    if request.stream_options is not None and request.stream is None:
         raise InvalidRequest("stream_options: wanted stream to be true as well", param="stream_options")
     given = {field: getattr(request, field) for field in COPIED if getattr(request, field) is not None}
     top_k = 0 if request.top_k in (None, -1) else request.top_k  # -1 is vLLM's word for all
@@ -86,6 +92,8 @@ def _sampling(
 def _logit_bias(entries: dict[str, float], vocab_size: int) -> dict[int, float]:
     bias = {}
     for key, value in entries.items():
+        if value == 0:
+            continue  # changes nothing, whatever it is meant for
         # int() alone would take "1_000", " 7" and other scripts' digits.
         if not (key.isascii() and key.isdigit() and len(key) < 12 and int(key) < vocab_size):
             raise InvalidRequest(

@@ -6,6 +6,8 @@ them in order. How much may wait is the engine's to say. It lives on one event l
 """
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from tpustream import __version__
@@ -13,6 +15,7 @@ from tpustream.config import EngineConfig
 from tpustream.control.engine_stream import TokenEngine
 from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped
+from tpustream.core.prompt_scores import PromptScores
 from tpustream.serve.errors import ApiError, unavailable
 from tpustream.serve.observe.metrics import CompileCount, Metrics
 from tpustream.text.chat_template import ChatTemplate
@@ -28,13 +31,19 @@ class ServedEngine(TokenEngine, Protocol):
     config: EngineConfig
     max_prompt: int
     vocab_size: int
+    embed_dim: int
     stopped: str | None
+    running: int
+    waiting: int
 
     def check_room(self, requests: int) -> None:
         """Raise QueueFull when this many more would be refused now."""
 
     def stats(self) -> EngineStats:
         """What it tells whoever watches."""
+
+    def score(self, prompt: Sequence[int], *, logprobs: int | None = None) -> "Future[PromptScores]":
+        """Score a prompt; see `engine.Engine.score`."""
 
 
 class ServedRuntime(Protocol):

@@ -1,11 +1,11 @@
 """ASGI ends of a response: an answer belongs to a client, and ends when the client leaves.
 
 Both forms watch the connection while they wait. Whoever leaves, the Generation is closed, so its
-slots are free at once.
+slots are free at once, unless it works in the background.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -19,15 +19,18 @@ Result = TypeVar("Result")
 
 
 class EventStream(Response):
-    """A response of server-sent events. The headers leave at once, before the first event."""
+    """A response of server-sent events. The headers leave at once, before the first event.
+
+    `close` is called when the stream has ended, or its client has left.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, events: AsyncIterator[bytes]):
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._generation = generation
         self._events = events
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until they end, or until the client leaves."""
@@ -40,7 +43,7 @@ class EventStream(Response):
             # The server closes the connection; there is nothing to report.
             return
         finally:
-            self._generation.close()
+            self._close()
 
     async def _pump(self, send: Send) -> None:
         async for block in self._events:

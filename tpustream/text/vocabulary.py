@@ -129,13 +129,18 @@ class Tokenizer(abc.ABC):
             return ""
         return self._bytes[token].decode(errors="replace") or self._texts[token]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of a whole sequence; special tokens are left out, invalid UTF-8 becomes U+FFFD.
+    def decode(self, ids: Iterable[int], *, show_special: bool = False) -> str:
+        """The text of a whole sequence; invalid UTF-8 becomes U+FFFD.
+
+        Special tokens are left out, or stand there by name with `show_special`.
 
         decode(encode(text)) is the text, unless the vocabulary normalizes it. A continuation is
         decoded with Detokenizer, which keeps the space that separates it from its prompt.
         """
-        text = b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+        pieces = map(self.token_bytes, ids)
+        if show_special:
+            pieces = (self.token_bytes(token) or self.token_text(token).encode() for token in ids)
+        text = b"".join(pieces).decode(errors="replace")
         return text.removeprefix(" ") if self._strip_leading_space else text
 
     @abc.abstractmethod

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from tpustream.ops.cpu.packed import PackedWeight
 
 HEAD_MULTIPLE = 16  # attention takes heads of whole vectors
-ACTIVATIONS = {"silu": 0, "gelu": 1}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 UNBOUNDED = 2**30  # a window that nothing leaves
 
 
