@@ -1,6 +1,7 @@
 """How deep dispatches are: alone, under load, within the target, and what the engine makes of it."""
 
 import dataclasses
+import queue
 import threading
 
 import numpy as np
@@ -240,10 +241,14 @@ def test_tokens_do_not_depend_on_depth_or_emitter(engine, fused_steps, emitter):
         request((4, 5), request_id="seeded", max_tokens=33, temperature=1.2, top_k=20, seed=11),
         request((6,), request_id="penalised", max_tokens=21, temperature=0.8, frequency_penalty=0.7, seed=3),
     ]
-    wanted = [collect(submit(engine, ask))[0] for ask in asked]
+
+    def said(events: queue.SimpleQueue) -> list[tuple]:
+        return [(event.token, event.logprobs, event.finish) for event in collect(events)[0]]
+
+    wanted = [said(submit(engine, ask)) for ask in asked]
     other = tiny_engine(
         dataclasses.replace(SMALL_ENGINE, fused_steps=fused_steps, itl_target_ms=0, emitter=emitter)
     )
-    got = [collect(events)[0] for events in [submit(other, ask) for ask in asked]]
+    got = [said(events) for events in [submit(other, ask) for ask in asked]]
     other.stop()
     assert got == wanted

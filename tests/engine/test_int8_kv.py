@@ -39,7 +39,7 @@ def test_insert_writes_bytes_that_stand_for_the_prefix():
     prefix = empty_prefix(TINY, engine.prefix_length, jnp.float32)
     prefix, _ = prefill(weights, prefix, chunk, np.int32(count))
     arrays = admission(Placement(request=request(prompt), slot=slot, epoch=1), TINY, engine, ())
-    cache = insert(prefix, empty_state(TINY, engine, jnp.float32), arrays).cache
+    cache = insert(prefix, np.int32(0), empty_state(TINY, engine, jnp.float32), arrays).cache
     for written, wanted, axis in [(cache.k, prefix.k, 1), (cache.v, prefix.v, 2)]:
         for columns, layer in zip(written, wanted, strict=True):
             wanted_now = np.take(layer, range(count), axis=3 - axis)
@@ -120,7 +120,7 @@ def _teacher_forced(goldens):
         chunk[:count] = golden.prompt_ids[:count]
         prefix, _ = prefill(weights, empty_prefix(model, ROOM, jnp.float32), chunk, np.int32(count))
         placement = Placement(request=request(golden.prompt_ids), slot=slot, epoch=1)
-        state = insert(prefix, state, admission(placement, model, engine, ()))
+        state = insert(prefix, np.int32(0), state, admission(placement, model, engine, ()))
     for step in range(POSITIONS):
         logits, cache = following(weights, state)
         yield np.asarray(logits)
