@@ -33,16 +33,17 @@ def choose(
       position: of the token to choose: with the request's seed it fixes the draw, whatever the slot,
         the batch or the number of steps before.
     """
-    logits = _when(
-        _any_adjusted(sampling) & active, lambda x: _adjusted(x, sampling, in_prompt, counts), logits
-    )
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    drawn = jax.lax.cond(
-        jnp.any((sampling.temperature > 0) & active),
-        lambda: _draw(logits, sampling, position),
-        lambda: greedy,
-    )
-    return jnp.where(sampling.temperature > 0, drawn, greedy)
+    drawing, adjusting = sampling.temperature > 0, _any_adjusted(sampling)
+
+    def in_full() -> Int32[Array, "B"]:
+        changed = _when(adjusting & active, lambda x: _adjusted(x, sampling, in_prompt, counts), logits)
+        greedy = _most_likely(changed)
+        drawn = jax.lax.cond(
+            jnp.any(drawing & active), lambda: _draw(changed, sampling, position), lambda: greedy
+        )
+        return jnp.where(drawing, drawn, greedy)
+
+    return jax.lax.cond(jnp.any((drawing | adjusting) & active), in_full, lambda: _most_likely(logits))
 
 
 def log_probabilities(
@@ -68,6 +69,13 @@ def log_probabilities(
     chosen, total = jax.lax.cond(jnp.any(wanted >= 0), chosen_of, lambda: (zeros, zeros))
     ids, values = jax.lax.cond(jnp.any(wanted > 0), top_of, lambda _: none, total)
     return chosen, ids, values
+
+
+def _most_likely(logits: Float[Array, "B V"]) -> Int32[Array, "B"]:
+    """The first of the largest; two plain reductions, where XLA:CPU goes through argmax number by number."""
+    last = logits.shape[-1] - 1
+    largest = logits >= logits.max(axis=-1, keepdims=True)
+    return jnp.where(largest, jnp.arange(last + 1, dtype=jnp.int32), last).min(axis=-1)
 
 
 def _when(rows: Bool[Array, "B"], f: Callable[[Array], Array], x: Array) -> Array:
