@@ -10,6 +10,7 @@ from tests.tiny import TINY, request, tiny_engine
 from tpustream.bench.soak import over_http
 from tpustream.bench.soak.checks import failed, memory_growth, table
 from tpustream.bench.soak.over_http import HttpSoak
+from tpustream.bench.soak.server import ServerProcess
 from tpustream.bench.soak.work import draw
 from tpustream.config import EngineConfig
 from tpustream.core.request import FinishReason, TokenEvent
@@ -73,6 +74,15 @@ def test_every_fault_fails_its_check(script, name):
     with serve(ScriptedRuntime(engine=engine)) as served:
         _, checks = soaked(served.url, WORK[:12], slots=0)
     assert checks[name].passed is False, table(list(checks.values()))
+
+
+def test_compilations_are_what_the_server_counts():
+    """A server that compiles after its start is found out."""
+    with serve(ScriptedRuntime()) as served:
+        server = ServerProcess(served.url, pid=0)
+        assert server.compilations() == 0
+        served.runtime.compile_guard.count = 3
+        assert server.compilations() == 3
 
 
 @pytest.mark.usefixtures("impatient")

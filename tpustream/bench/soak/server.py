@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 STOP_SECONDS = 30.0
 _ADDRESS = re.compile(r"at (http://\S+)/v1 ")
-_COMPILED = re.compile(rb"^compiled for .* after the start", re.MULTILINE)  # engine/compile_guard.py
+_COMPILATIONS = "tpustream:compilations"
 
 
 class ServerProcess:
@@ -21,14 +24,18 @@ class ServerProcess:
       pid: of the process.
     """
 
-    def __init__(self, url: str, pid: int, log: Path):
+    def __init__(self, url: str, pid: int):
         self.url = url
         self.pid = pid
-        self._log = log
 
     def compilations(self) -> int:
-        """How many of them its compile guard has logged since the start."""
-        return len(_COMPILED.findall(self._log.read_bytes()))
+        """How many it says that there were since the start. Raises ValueError where it does not say."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=STOP_SECONDS) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        for family in families:
+            if family.name == _COMPILATIONS:
+                return int(family.samples[0].value)
+        raise ValueError(f"{self.url}/metrics: wanted {_COMPILATIONS}, got none")
 
 
 @contextlib.contextmanager
@@ -46,7 +53,7 @@ def running_server(arguments: Sequence[str]) -> Iterator[ServerProcess]:
         with log.open("wb") as errors:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            yield ServerProcess(_address(process, log), process.pid, log)
+            yield ServerProcess(_address(process, log), process.pid)
         finally:
             process.terminate()
             try:
