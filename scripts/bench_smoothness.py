@@ -11,7 +11,6 @@ one of --long tokens, cold and with its prefix cached. The last line is one JSON
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,11 +23,16 @@ from tpustream.bench.serving.dataset import SampleRequest
 from tpustream.bench.serving.records import RequestRecord
 from tpustream.bench.smoothness import Gaps, fresh_prompt, gaps_between, greedy, rate
 from tpustream.bench.soak.server import running_server
-from tpustream.config import EngineConfig
 from tpustream.core.request import Request, TokenEvent
 from tpustream.engine.engine import Engine
 from tpustream.engine.routing import Sink
-from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
+from tpustream.flags import (
+    define_engine_flags,
+    define_model_flag,
+    engine_config_from_flags,
+    run_checked,
+    runtime_arguments,
+)
 from tpustream.runtime import load_runtime
 
 define_model_flag()
@@ -98,9 +102,7 @@ def beside_a_long_prompt(engine: Engine) -> tuple[Gaps, Gaps, float]:
 
 def measure(engine: Engine) -> dict[str, object]:
     """All figures, of the engine in this process and of a server process, which take turns."""
-    names = ["model", *(field.name for field in dataclasses.fields(EngineConfig))]
-    given = [flags.FLAGS[name].serialize() for name in names if name in flags.FLAGS]
-    with running_server(given) as server:
+    with running_server(runtime_arguments()) as server:
         target = Target(base_url=server.url, endpoint="/v1/completions", headers={}, timeout=120.0)
         model = run_loop(served_models(target))[0]
 
@@ -165,15 +167,5 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def checked(argv: list[str]) -> int:
-    """One clear line for an error of the user's, no traceback."""
-    try:
-        main(argv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    run_command(checked)
+    run_checked(main)

@@ -32,7 +32,13 @@ from tpustream.bench.soak.over_http import HttpSoak
 from tpustream.bench.soak.server import ServerProcess, running_server
 from tpustream.bench.soak.work import Asked, draw
 from tpustream.config import EngineConfig
-from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
+from tpustream.flags import (
+    define_engine_flags,
+    define_model_flag,
+    engine_config_from_flags,
+    run_checked,
+    runtime_arguments,
+)
 from tpustream.runtime import load_runtime
 from tpustream.weights.resolve import resolve_model
 
@@ -127,9 +133,7 @@ def soak_http(config: EngineConfig, work: Sequence[Asked]) -> Outcome:
     with contextlib.ExitStack() as opened:
         server: ServerProcess | None = None
         if _BASE_URL.value is None:
-            names = ["model", *(field.name for field in dataclasses.fields(EngineConfig))]
-            given = [flags.FLAGS[name].serialize() for name in names if name in flags.FLAGS]
-            server = opened.enter_context(running_server(given))
+            server = opened.enter_context(running_server(runtime_arguments()))
         url = _BASE_URL.value if server is None else server.url
         target = Target(base_url=url, endpoint="/v1/completions", headers={}, timeout=60.0)
         model = run_loop(served_models(target))[0]
@@ -170,14 +174,5 @@ def progress(total: int) -> Iterator[Callable[[], object]]:
         yield bar.update
 
 
-def checked(argv: list[str]) -> int:
-    """One clear line for an error of the user's, no traceback."""
-    try:
-        return main(argv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    run_command(checked)
+    run_checked(main)

@@ -25,16 +25,15 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     app.run(main)
 
 
-def run_checked(main: Callable[[Sequence[str]], None]) -> None:
-    """`run_command` with one clear line for an error of the user's (ValueError), and no traceback."""
+def run_checked(main: Callable[[Sequence[str]], int | None]) -> None:
+    """`run_command` with one clear line for an error of the user's or the system's, and no traceback."""
 
     def checked(argv: Sequence[str]) -> int:
         try:
-            main(argv)
-        except ValueError as error:
+            return main(argv) or 0
+        except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        return 0
 
     run_command(checked)
 
@@ -64,6 +63,12 @@ def define_engine_flags(**defaults: Any) -> None:
             flags.DEFINE_list(field.name, [str(value) for value in default], text)
         else:
             flags.DEFINE_integer(field.name, default, text)
+
+
+def runtime_arguments() -> list[str]:
+    """--model and the engine's flags as this process has them, for the command line of another."""
+    names = ["model", *(field.name for field in dataclasses.fields(EngineConfig))]
+    return [flags.FLAGS[name].serialize() for name in names if name in flags.FLAGS]
 
 
 def engine_config_from_flags() -> EngineConfig:
