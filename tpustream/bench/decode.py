@@ -18,7 +18,8 @@ from tpustream.core.request import Request, SamplingParams
 from tpustream.engine.chunks import cut
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.placer import Placer
-from tpustream.engine.state import DecodeState, Weights, cache_bytes, weight_bytes
+from tpustream.engine.state import DecodeState, Weights, cache_bytes, position_bytes, weight_bytes
+from tpustream.engine.step_meter import StepBytes
 
 UNTIL_FAR = 2**30  # tokens that a benchmarked slot may still generate
 
@@ -46,21 +47,16 @@ class DecodeTiming:
     compile_seconds: float
 
 
-def live_cache_bytes(state: DecodeState, context: int) -> int:
-    """Bytes of the cached tokens that one slot attends to at this context."""
-    slots, layers = state.token.shape[0], zip(state.cache.k, state.cache.v, strict=True)
-    sizes = ((sum(leaf.nbytes for leaf in jax.tree.leaves(pair)), pair[1].shape[2]) for pair in layers)
-    return sum(size // slots // columns * min(context, columns) for size, columns in sizes)
-
-
 def time_decode(
     placer: Placer, weights: Weights, steps: CompiledSteps, contexts: Sequence[int], *, dispatches: int
 ) -> Iterator[DecodeTiming]:
     """The decode step of this batch at each context, in turn, in dispatches of `fused_steps`."""
     batch, count = placer.engine.slots, np.int32(placer.engine.fused_steps)
+    positions = position_bytes(placer.model, placer.engine, placer.dtype)
+    read = StepBytes(weights=weight_bytes(weights), positions=positions)
     for context in contexts:
         state = _busy(placer, steps.initial_state(), context)
-        floor = weight_bytes(weights) + batch * live_cache_bytes(state, context)
+        floor = read.weights + batch * read.cache(context)
         state, packed = steps.decode(weights, state, count)
         packed.block_until_ready()
         seconds = []

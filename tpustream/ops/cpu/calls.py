@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
 from tpustream.ops.cpu.packed import PackedWeight
+from tpustream.ops.int8.xla import flat_rows
 
 HEAD_MULTIPLE = 16  # attention takes heads of whole vectors
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
@@ -119,8 +120,6 @@ def chunk_attention(
 
 
 def _flat(x: Float[Array, "rows *i"], weights: Sequence[PackedWeight]) -> Float[Array, "rows in"]:
-    flat = x.reshape(x.shape[0], -1).astype(jnp.float32)
-    for weight in weights:
-        if flat.shape[1] != weight.inputs:
-            raise ValueError(f"x: wanted rows of {weight.inputs} inputs, got shape {x.shape}")
-    return flat
+    """Rows that fit all of the weights. Raises ValueError."""
+    flat, *_ = (flat_rows(x, weight.inputs) for weight in weights)
+    return flat.astype(jnp.float32)
