@@ -2,7 +2,8 @@
 
 import dataclasses
 import queue
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -97,3 +98,11 @@ def collect(events: "queue.SimpleQueue[TokenEvent]") -> tuple[list[TokenEvent], 
 def generate(engine: Engine, wanted: Request) -> list[int]:
     """The tokens of one stream."""
     return [event.token for event in collect(submit(engine, wanted))[0] if event.token is not None]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return when it holds; fail when it does not in time."""
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)

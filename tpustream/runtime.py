@@ -186,7 +186,8 @@ def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> Compiled
         chunk = jnp.zeros(placer.engine.chunk, jnp.int32)
         prefix, _ = steps.score(weights, prefix, chunk, chunk, zero, zero)
     prefix = steps.restore(prefix, steps.save(prefix, zero))
-    state = steps.release(steps.insert(prefix, zero, state, zeros), zero, zero)
+    state = steps.set_active(steps.insert(prefix, zero, state, zeros), zero, zero, zero)
+    state = steps.retune(state, zero, zero, zero, zeros.sampling)
     jax.block_until_ready(steps.decode(weights, state, np.int32(1)))
     return keep_exact(placer.engine, weights, steps, vocab_size=placer.model.vocab_size)
 

@@ -35,7 +35,7 @@ def test_decode_keeps_the_cache_in_place(slots, fused_steps, emitter):
     lowered = dict(lower_steps(placer, TokenQueue(emitter).emit))
     layer = cache_bytes(placer.state()) // (2 * TINY.num_layers)
     # With one slot, what insert puts into it is as large as the cache.
-    for name in ("decode", "release", *(("insert",) if slots > 1 else ())):
+    for name in ("decode", "set_active", "retune", *(("insert",) if slots > 1 else ())):
         compiled = lowered[name]().compile()
         memory = compiled.memory_analysis()
         assert memory.alias_size_in_bytes >= cache_bytes(placer.state()), name

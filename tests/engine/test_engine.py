@@ -7,19 +7,11 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from tests.tiny import TINY, collect, generate, request, submit, tiny_engine, tiny_files
+from tests.tiny import TINY, collect, generate, request, submit, tiny_engine, tiny_files, wait_for
 from tpustream.core.errors import EngineStopped, InvalidRequest, QueueFull
 from tpustream.core.request import FinishReason
 
 ENDLESS = 10**6
-
-
-def wait_for(condition):
-    """Return when it holds; fail after a minute."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

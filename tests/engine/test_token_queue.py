@@ -27,6 +27,7 @@ def _packed(step: int, *, epochs=(1, 1), finish=(0, 0), emitted=(True, True)) ->
             step=np.int32(step),
             finish=np.array(finish, np.int32),
             emitted=np.array(emitted),
+            wanted=np.array([-1, 1], np.int32),
             logprob=np.array([-0.5, -1.5], np.float32),
             top_ids=np.array([[7], [8]], np.int32),
             top_logprobs=np.array([[-0.25], [-0.75]], np.float32),
@@ -56,6 +57,7 @@ def test_packing_is_undone_by_unpacking():
     assert batch.step == 3
     assert batch.token.tolist() == [103, 203] and batch.epoch.tolist() == [4, 5]
     assert batch.emitted.tolist() == [False, True] and batch.finish.tolist() == [0, StepFinish.LENGTH]
+    assert batch.wanted.tolist() == [-1, 1]
     assert batch.logprob.tolist() == [-0.5, -1.5]
     assert batch.top_ids.tolist() == [[7], [8]] and batch.top_logprobs.tolist() == [[-0.25], [-0.75]]
 

@@ -14,7 +14,7 @@ from tpustream.config import EngineConfig
 from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.prompt_scores import PromptScores
-from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from tpustream.core.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from tpustream.engine.waiting_room import WaitingRoom
 from tpustream.serve.answer import Settings
 from tpustream.serve.app import create_app
@@ -72,6 +72,8 @@ class ScriptedEngine:
       scored: prompts that were to be scored, in order.
       hold_scores: no score ever comes.
       cancels: (request id, finish, monotonic time) of every cancel.
+      pauses: (request id, True for a pause and False for a resume) in order.
+      retuned: (request id, sampling) in order.
       figures: what `stats` tells.
     """
 
@@ -86,6 +88,8 @@ class ScriptedEngine:
         self.scored: list[tuple[int, ...]] = []
         self.hold_scores = False
         self.cancels: list[tuple[str, FinishReason, float]] = []
+        self.pauses: list[tuple[str, bool]] = []
+        self.retuned: list[tuple[str, SamplingParams]] = []
         self.stopped: str | None = None
         self.figures = EngineStats(slots=slots)
         self._slots = threading.Semaphore(slots)
@@ -93,6 +97,7 @@ class ScriptedEngine:
         self._room = WaitingRoom(slots=slots, max_waiting=max_waiting, max_waiting_tokens=10**6)
         self._endings: dict[str, FinishReason] = {}
         self._woken: dict[str, threading.Event] = {}
+        self._going: dict[str, threading.Event] = {}  # not set while paused
         self._seated = 0
 
     @property
@@ -110,6 +115,8 @@ class ScriptedEngine:
         self.scored.clear()
         self.hold_scores = False
         self.cancels.clear()
+        self.pauses.clear()
+        self.retuned.clear()
         self.stopped = None
 
     def check_room(self, requests: int) -> None:
@@ -137,12 +144,31 @@ class ScriptedEngine:
             self._room.enter(len(request.prompt))
         self.requests.append(request)
         self._woken[request.id] = threading.Event()
+        self._going[request.id] = going = threading.Event()
+        going.set()
         threading.Thread(target=self._run, args=(request, sink), daemon=True).start()
 
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
         self.cancels.append((request_id, finish, time.monotonic()))
         self._endings[request_id] = finish
         self._woken[request_id].set()
+        self._going[request_id].set()
+
+    def pause(self, request_id: str) -> None:
+        """Holds before the next step of the script."""
+        self.pauses.append((request_id, True))
+        if request_id in self._going and request_id not in self._endings:
+            self._going[request_id].clear()
+
+    def resume(self, request_id: str) -> None:
+        self.pauses.append((request_id, False))
+        if request_id in self._going:
+            self._going[request_id].set()
+
+    def retune(self, request_id: str, sampling: SamplingParams) -> None:
+        """Takes max_tokens and logprobs from then on."""
+        sampling.validate()
+        self.retuned.append((request_id, sampling))
 
     def stats(self) -> EngineStats:
         return self.figures
@@ -165,19 +191,23 @@ class ScriptedEngine:
         with self._entrance:
             self._seated += 1
         try:
-            left = request.sampling.max_tokens
+            said, of_request = 0, request.sampling
             for step in self.script(request):
+                self._going[request.id].wait()
                 if self._woken[request.id].wait(step if isinstance(step, float) else 0):
                     sink(TokenEvent(finish=self._endings[request.id]))
                     return
                 if isinstance(step, float):
                     continue
                 event = TokenEvent(token=step) if isinstance(step, int) else step
-                wanted = request.sampling.logprobs
+                retuned = [sampling for name, sampling in self.retuned if name == request.id]
+                sampling = retuned[-1] if retuned else of_request
+                wanted = sampling.logprobs
                 if event.token is not None and wanted is not None and event.logprobs is None:
                     event = dataclasses.replace(event, logprobs=logprobs_of(event.token, wanted))
-                left -= 1
-                if left == 0 and event.finish is None:
+                said += event.token is not None
+                most = sampling.max_tokens
+                if most is not None and said >= most and event.finish is None:
                     event = dataclasses.replace(event, finish=FinishReason.LENGTH)
                 sink(event)
                 if event.finish is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from tpustream.control.text_stream import TextStream
-from tpustream.core.request import Delta, FinishReason, Request, TokenEvent
+from tpustream.core.request import Delta, FinishReason, Request, SamplingParams, TokenEvent
 from tpustream.text.vocabulary import Tokenizer
 
 
@@ -22,7 +22,19 @@ class TokenEngine(Protocol):
         """
 
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
-        """End a request early and free its slot; an unknown id is ignored."""
+        """End a request early and free its slot; an unknown id is ignored, here and below."""
+
+    def pause(self, request_id: str) -> None:
+        """Send no more tokens than are on their way; the request keeps its place, and others go on."""
+
+    def resume(self, request_id: str) -> None:
+        """Go on where it was paused, with the same tokens as without."""
+
+    def retune(self, request_id: str, sampling: SamplingParams) -> None:
+        """Choose the tokens that are not on their way by other parameters; a seed of None keeps the old.
+
+        Raises InvalidRequest for parameters that cannot be honoured.
+        """
 
 
 def stream_text(engine: TokenEngine, tokenizer: Tokenizer, request: Request) -> Iterator[Delta]:

@@ -35,6 +35,8 @@ class TextStream:
         """
         if self.finished:
             return None
+        if event.prefilled is not None:
+            return Delta(prefilled=event.prefilled)
         ends_by_token = event.finish is FinishReason.STOP
         tokens = () if event.token is None or ends_by_token else (self._text_token(event),)
         text, matched = "", None

@@ -10,6 +10,7 @@ class EngineStats:
     Attributes:
       slots: B.
       running: requests in a slot.
+      paused: requests that were paused and not resumed; most of them are in a slot.
       waiting: requests without one.
       cache_usage: part of the slots' cache that holds tokens, 0 to 1.
       prefix_queries, prefix_hits: prompt tokens looked up in the prefix cache, and found there.
@@ -21,6 +22,7 @@ class EngineStats:
 
     slots: int
     running: int = 0
+    paused: int = 0
     waiting: int = 0
     cache_usage: float = 0.0
     prefix_queries: int = 0

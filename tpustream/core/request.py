@@ -90,8 +90,11 @@ class Request:
       priority: a lower value is served earlier, whatever waits behind it (vLLM's convention).
       deadline: seconds from its arrival within which it must get a slot, or it ends as EXPIRED;
         None waits as long as it takes. Once it has a slot it runs to its own end.
+      generated: how many of the last prompt tokens are output of an earlier stream that this one goes
+        on from: to frequency and presence penalties they are output, to all else prompt.
+      progress: tell with events how far the prompt's prefill has come.
 
-    Raises InvalidRequest for a deadline that is not > 0.
+    Raises InvalidRequest for a deadline that is not > 0, and for `generated` that leaves no prompt.
     """
 
     id: str
@@ -100,8 +103,13 @@ class Request:
     key: str = ""
     priority: int = 0
     deadline: float | None = None
+    generated: int = 0
+    progress: bool = False
 
     def __post_init__(self):
+        if not 0 <= self.generated <= max(0, len(self.prompt) - 1):
+            wanted = f"wanted at least 0 and fewer than the prompt's {len(self.prompt)} tokens"
+            raise InvalidRequest(f"generated: {wanted}, got {self.generated}", param="generated")
         if self.deadline is not None and not self.deadline > 0:  # NaN fails too
             raise InvalidRequest(f"deadline: wanted > 0 seconds, got {self.deadline}", param="deadline")
 
@@ -131,6 +139,7 @@ class TokenEvent:
       cached_tokens: on the first token alone, how much of the prompt came from the prefix cache.
       queued: on the first token alone, seconds that the request waited for its slot.
       after_prefill: its step had to wait for a chunk of another prompt.
+      prefilled: nothing but news: how many tokens of the prompt the device has done or holds in hand.
       error: what went wrong, with FinishReason.ERROR and EXPIRED.
     """
 
@@ -140,6 +149,7 @@ class TokenEvent:
     cached_tokens: int | None = None
     queued: float | None = None
     after_prefill: bool = False
+    prefilled: int | None = None
     error: str | None = None
 
 
@@ -161,6 +171,7 @@ class Delta:
       tokens: the generated tokens that arrived with it (one may be ahead of its text).
       finish: why the stream ended; None while it runs.
       stop_reason: the stop string or stop token id that matched; None for EOS and length.
+      prefilled: nothing but news, as in TokenEvent.
       error: what went wrong, with FinishReason.ERROR and EXPIRED.
     """
 
@@ -168,20 +179,8 @@ class Delta:
     tokens: tuple[TextToken, ...] = ()
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
+    prefilled: int | None = None
     error: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Command:
-    """A message to the engine about a request in flight, through the same inbox as requests.
-
-    Attributes:
-      request_id: whom it concerns; an unknown id is ignored.
-      finish: what the stream ends with: CANCELLED for a client that left, STOP for a host-side stop.
-    """
-
-    request_id: str
-    finish: FinishReason = FinishReason.CANCELLED
 
 
 def _in_range(field: str, value: float | None, low: float, high: float, param: str | None = None) -> None:

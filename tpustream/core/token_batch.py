@@ -25,7 +25,9 @@ class TokenBatch:
       epoch: i32[B], which occupant of the slot the token belongs to.
       emitted: bool[B], whether the row was active and its token counts.
       finish: i32[B], StepFinish codes.
-      logprob: f32[B], of the chosen token; only meaningful where the request asked.
+      wanted: i32[B], log-probabilities that the row asked for in this step: -1 for none, else how many
+        alternatives beside the chosen token's.
+      logprob: f32[B], of the chosen token; only meaningful where the row asked.
       top_ids, top_logprobs: i32[B, n], f32[B, n], best first; likewise.
     """
 
@@ -34,6 +36,7 @@ class TokenBatch:
     epoch: np.ndarray
     emitted: np.ndarray
     finish: np.ndarray
+    wanted: np.ndarray
     logprob: np.ndarray
     top_ids: np.ndarray
     top_logprobs: np.ndarray

@@ -18,15 +18,21 @@ UNLIMITED = 2**31 - 1  # tokens: an int32 of the device
 
 def check(request: Request, model: ModelConfig, engine: EngineConfig, eos_ids: Iterable[int]) -> None:
     """Raise InvalidRequest, naming the field, for a request that the engine cannot honour."""
-    sampling = request.sampling
-    sampling.validate()
     _check_prompt(request.prompt, model, engine)
+    check_sampling(request.sampling, model, engine, eos_ids)
+    if request.sampling.seed is None:
+        raise InvalidRequest("seed: wanted an integer, got None", param="seed")
+
+
+def check_sampling(
+    sampling: SamplingParams, model: ModelConfig, engine: EngineConfig, eos_ids: Iterable[int]
+) -> None:
+    """Raise InvalidRequest, naming the field, for parameters that the engine cannot honour."""
+    sampling.validate()
     _check_ids("logit_bias", sampling.logit_bias, model.vocab_size)
     _check_ids("stop_token_ids", sampling.stop_token_ids, model.vocab_size)
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
         raise InvalidRequest(f"max_tokens: wanted >= 1, got {sampling.max_tokens}", param="max_tokens")
-    if sampling.seed is None:
-        raise InvalidRequest("seed: wanted an integer, got None", param="seed")
     if len(sampling.logit_bias) > engine.bias_ids:
         raise InvalidRequest(
             f"logit_bias: wanted at most {engine.bias_ids} entries, got {len(sampling.logit_bias)}",
@@ -72,13 +78,37 @@ def stop_ids(sampling: SamplingParams, eos_ids: Iterable[int]) -> list[int]:
     return sorted({*own, *sampling.stop_token_ids})
 
 
+def limit(sampling: SamplingParams) -> int:
+    """Tokens that a stream may get in all."""
+    return UNLIMITED if sampling.max_tokens is None else min(sampling.max_tokens, UNLIMITED)
+
+
 def admission(
-    placement: Placement, model: ModelConfig, engine: EngineConfig, eos_ids: Iterable[int]
+    placement: Placement,
+    sampling: SamplingParams,
+    model: ModelConfig,
+    engine: EngineConfig,
+    eos_ids: Iterable[int],
 ) -> Admission:
-    """What `insert` writes for this request."""
-    request, sampling = placement.request, placement.request.sampling
+    """What `insert` writes for this request, when it is sampled so."""
+    request = placement.request
     prompt = np.full(engine.ring_length, model.vocab_size, np.int32)
     prompt[: len(request.prompt)] = request.prompt
+    return Admission(
+        slot=np.int32(placement.slot),
+        epoch=np.int32(placement.epoch),
+        token=np.int32(request.prompt[-1]),
+        remaining=np.int32(limit(sampling)),
+        prompt=prompt,
+        output_from=np.int32(len(request.prompt) - request.generated),
+        sampling=slot_sampling(sampling, model, engine, eos_ids),
+    )
+
+
+def slot_sampling(
+    sampling: SamplingParams, model: ModelConfig, engine: EngineConfig, eos_ids: Iterable[int]
+) -> SlotSampling:
+    """The rows of SlotSampling that mean these parameters; their seed is set."""
     stops = np.full(engine.stop_ids, -1, np.int32)
     ids = stop_ids(sampling, eos_ids)
     stops[: len(ids)] = ids
@@ -87,26 +117,19 @@ def admission(
     bias_ids[: len(sampling.logit_bias)] = list(sampling.logit_bias.keys())
     bias_values[: len(sampling.logit_bias)] = list(sampling.logit_bias.values())
     seed = sampling.seed % 2**64
-    return Admission(
-        slot=np.int32(placement.slot),
-        epoch=np.int32(placement.epoch),
-        token=np.int32(request.prompt[-1]),
-        remaining=np.int32(UNLIMITED if sampling.max_tokens is None else min(sampling.max_tokens, UNLIMITED)),
-        prompt=prompt,
-        sampling=SlotSampling(
-            temperature=np.float32(sampling.temperature),
-            top_k=np.int32(min(sampling.top_k, model.vocab_size)),
-            top_p=np.float32(sampling.top_p),
-            min_p=np.float32(sampling.min_p),
-            repetition=np.float32(sampling.repetition_penalty),
-            frequency=np.float32(sampling.frequency_penalty),
-            presence=np.float32(sampling.presence_penalty),
-            seed=np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
-            stop_ids=stops,
-            bias_ids=bias_ids,
-            bias_values=bias_values,
-            logprobs=np.int32(-1 if sampling.logprobs is None else sampling.logprobs),
-        ),
+    return SlotSampling(
+        temperature=np.float32(sampling.temperature),
+        top_k=np.int32(min(sampling.top_k, model.vocab_size)),
+        top_p=np.float32(sampling.top_p),
+        min_p=np.float32(sampling.min_p),
+        repetition=np.float32(sampling.repetition_penalty),
+        frequency=np.float32(sampling.frequency_penalty),
+        presence=np.float32(sampling.presence_penalty),
+        seed=np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
+        stop_ids=stops,
+        bias_ids=bias_ids,
+        bias_values=bias_values,
+        logprobs=np.int32(-1 if sampling.logprobs is None else sampling.logprobs),
     )
 
 

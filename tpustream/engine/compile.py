@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from tpustream.engine import score_step, steps
+from tpustream.engine import control_steps, score_step, steps
 from tpustream.engine.packed_prefill import prefill_packed
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import empty_prefix, empty_state
@@ -39,7 +39,8 @@ class CompiledSteps:
         steps mean something; the state is donated.
       score: (weights, prefix, tokens i32[chunk], targets i32[chunk], count, wanted) -> (prefix, scores);
         the prefix is donated. None where the engine scores no prompts.
-      release: (state, slot, epoch) -> state; the state is donated.
+      set_active: (state, slot, epoch, active i32[]) -> state; the state is donated.
+      retune: (state, slot, epoch, remaining i32[], rows of SlotSampling) -> state; the state is donated.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
       block: tokens of a block in the prefix cache; None where the cache cannot be used.
@@ -53,7 +54,8 @@ class CompiledSteps:
     save: jax.stages.Compiled
     restore: jax.stages.Compiled
     decode: jax.stages.Compiled
-    release: jax.stages.Compiled
+    set_active: jax.stages.Compiled
+    retune: jax.stages.Compiled
     score: jax.stages.Compiled | None
     initial_state: jax.stages.Compiled
     initial_prefix: jax.stages.Compiled
@@ -67,8 +69,8 @@ def lower_steps(
 ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
     """(name, how to lower it) of every executable that an engine needs, the decode step first.
 
-    Names: "decode", "insert", "release", "state", "prefix", "save", "restore", "prefill BUCKET PAST",
-    "prefill PROMPTS x BUCKET", and "score" where the engine scores prompts.
+    Names: "decode", "insert", "set_active", "retune", "state", "prefix", "save", "restore",
+    "prefill BUCKET PAST", "prefill PROMPTS x BUCKET", and "score" where the engine scores prompts.
     """
     model, engine = placer.model, placer.engine
     weights, state, prefix, scalar = placer.weights(), placer.state(), placer.prefix(), placer.scalar()
@@ -87,7 +89,10 @@ def lower_steps(
     yield "decode", lowered(decode, (weights, state, scalar), donate=1, out=(of_state, placer.replicated))
     insert = functools.partial(steps.insert, model, engine)
     yield "insert", lowered(insert, (prefix, scalar, state, placer.admission()), donate=2, out=of_state)
-    yield "release", lowered(steps.release, (state, scalar, scalar), donate=0, out=of_state)
+    set_active = (state, scalar, scalar, scalar)
+    yield "set_active", lowered(control_steps.set_active, set_active, donate=0, out=of_state)
+    retune = (state, scalar, scalar, scalar, placer.slot_sampling())
+    yield "retune", lowered(control_steps.retune, retune, donate=0, out=of_state)
     yield "state", lowered(functools.partial(empty_state, model, engine, placer.dtype), (), out=of_state)
     begin = functools.partial(empty_prefix, model, engine.prefix_length, placer.dtype)
     yield "prefix", lowered(begin, (), out=of_prefix)
@@ -159,7 +164,8 @@ def compile_steps(
         save=compiled["save"],
         restore=compiled["restore"],
         decode=compiled["decode"],
-        release=compiled["release"],
+        set_active=compiled["set_active"],
+        retune=compiled["retune"],
         score=compiled.get("score"),
         initial_state=compiled["state"],
         initial_prefix=compiled["prefix"],

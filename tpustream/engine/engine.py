@@ -16,19 +16,23 @@ from concurrent.futures import Future
 import numpy as np
 
 from tpustream.config import EngineConfig, ModelConfig
+from tpustream.core.command import Cancel, Pause, Resume, Retune
 from tpustream.core.engine_stats import EngineStats
 from tpustream.core.errors import EngineStopped, InvalidRequest
 from tpustream.core.prompt_scores import PromptScores
-from tpustream.core.request import Command, FinishReason, Request, TokenEvent
+from tpustream.core.request import FinishReason, Request, SamplingParams, TokenEvent
 from tpustream.engine import admission as admissions
+from tpustream.engine.commands import Commands
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.depth import DepthPolicy, Load
 from tpustream.engine.emitters import TokenQueue
+from tpustream.engine.mailbox import DispatchEnded, Scored, SlotFinished, Stop, Submitted
 from tpustream.engine.prefilling import Prefiller, WholePrefix
 from tpustream.engine.prefix_cache import PrefixCacheStats
 from tpustream.engine.routing import Router, Sink
 from tpustream.engine.scheduler import Scheduler
-from tpustream.engine.scoring import ScoreJob, Scorer
+from tpustream.engine.scoring import Scorer
+from tpustream.engine.slots import Slots
 from tpustream.engine.state import DecodeState, Weights, position_bytes, weight_bytes
 from tpustream.engine.step_meter import StepBytes, StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
@@ -36,37 +40,11 @@ from tpustream.engine.waiting_room import WaitingRoom
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Submitted:
-    request: Request
-    arrived: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _SlotFinished:
-    slot: int
-    epoch: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Scored:
-    job: ScoreJob
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _DispatchEnded:
-    at: float
-
-
-class _Stop:
-    """The last message."""
-
-
 class Engine:
     """Streams tokens for many requests over `slots` slots.
 
-    `submit` and `cancel` may be called from any thread. Each request's sink gets its events in order,
-    the last one with `finish` set, on a thread of the engine: it must return at once.
+    `submit`, `score` and the commands may be called from any thread. Each request's sink gets its events
+    in order, the last one with `finish` set, on a thread of the engine: it must return at once.
 
     Args:
       clock: seconds that never go back, for deadlines.
@@ -94,8 +72,7 @@ class Engine:
         self._scheduler = Scheduler(config.slots)
         self._prefiller = Prefiller(config, weights, steps)
         self._scorer = Scorer(config, weights, steps)
-        # (slot, epoch) that the device decodes -> steps until max_tokens that are not dispatched yet
-        self._decoding: dict[tuple[int, int], int] = {}
+        self._slots = Slots(model, config, steps, self._eos_ids)
         self._depth = DepthPolicy(
             deepest=config.fused_steps, target=config.itl_target_ms / 1e3, held_back=tokens.held_back
         )
@@ -114,6 +91,7 @@ class Engine:
             clock=clock,
         )
         self._router = Router(config.slots, self._slot_finished, self._room, self._meter, clock)
+        self._commands = Commands(self._router, self._slots)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopped: str | None = None
         self._closing = threading.Lock()
@@ -159,6 +137,7 @@ class Engine:
         return dataclasses.replace(
             self._meter.stats(self._router.lengths()),
             running=self.running,
+            paused=self._router.paused,
             waiting=self.waiting,
             prefix_queries=cache.queries * block,
             prefix_hits=cache.hits * block,
@@ -176,7 +155,7 @@ class Engine:
 
     def stop(self) -> None:
         """End every stream as cancelled and join the threads. Safe to call twice."""
-        self._inbox.put(_Stop())
+        self._inbox.put(Stop())
         if self._thread.is_alive():
             self._thread.join()
 
@@ -199,7 +178,7 @@ class Engine:
                 raise EngineStopped(self._stopped)
             if not self._router.open(request, sink):
                 raise InvalidRequest(f"id: wanted one that is not in flight, got {request.id!r}", param="id")
-        self._inbox.put(_Submitted(request=request, arrived=self._clock()))
+        self._inbox.put(Submitted(request=request, arrived=self._clock()))
 
     def score(self, prompt: Sequence[int], *, logprobs: int | None = None) -> "Future[PromptScores]":
         """Queue a prompt to be scored between the dispatches of the streams.
@@ -216,18 +195,40 @@ class Engine:
             if self._stopped is not None:
                 raise EngineStopped(self._stopped)
             job = self._scorer.open(prompt, -1 if logprobs is None else logprobs)
-        self._inbox.put(_Scored(job=job))
+        self._inbox.put(Scored(job=job))
         return job.future
 
     def cancel(self, request_id: str, finish: FinishReason = FinishReason.CANCELLED) -> None:
         """End a request with this reason; its slot is free at the next dispatch. Unknown ids are ignored."""
-        self._inbox.put(Command(request_id=request_id, finish=finish))
+        self._inbox.put(Cancel(request_id=request_id, finish=finish))
+
+    def pause(self, request_id: str) -> None:
+        """Decode no more of a stream from the next dispatch on; what is on its way still comes.
+
+        It keeps its slot and its cache. One that has no slot yet gets it in its turn, is prefilled, and
+        stops before its first token. Other streams are not touched. Unknown ids are ignored.
+        """
+        self._inbox.put(Pause(request_id=request_id))
+
+    def resume(self, request_id: str) -> None:
+        """A paused stream goes on, with the tokens that it would have got without the pause."""
+        self._inbox.put(Resume(request_id=request_id))
+
+    def retune(self, request_id: str, sampling: SamplingParams) -> None:
+        """Choose a stream's tokens by other parameters from the next dispatch on, or from the start.
+
+        `max_tokens` counts from the stream's first token; a stream that has as many already gets one more.
+        A seed of None keeps the old one. `stop` has no effect here: texts are matched by who makes text.
+        Unknown ids are ignored. Raises InvalidRequest for parameters that cannot be honoured.
+        """
+        admissions.check_sampling(sampling, self.model, self.config, self._eos_ids)
+        self._inbox.put(Retune(request_id=request_id, sampling=sampling))
 
     def _slot_finished(self, slot: int, epoch: int) -> None:
-        self._inbox.put(_SlotFinished(slot=slot, epoch=epoch))
+        self._inbox.put(SlotFinished(slot=slot, epoch=epoch))
 
     def _dispatch_ended(self) -> None:
-        self._inbox.put(_DispatchEnded(at=self._clock()))
+        self._inbox.put(DispatchEnded(at=self._clock()))
 
     def _run(self) -> None:
         try:
@@ -242,61 +243,63 @@ class Engine:
 
     def _take_messages(self) -> bool:
         """Handle everything in the inbox, waiting for it where nothing is to be done; False to stop."""
-        if self._rows_to_step():
+        if self._slots.need_step:
             self._tokens.reserve()  # first: what comes while this waits still counts for the next dispatch
-        idle = not (self._rows_to_step() or self._prefiller.busy or self._scorer.busy)
+        idle = not (self._slots.need_step or self._prefiller.busy or self._scorer.busy)
+        # While all slots are paused nothing moves but the deadlines of those that wait.
+        due = min(max(0.0, self._scheduler.next_due - self._clock()), threading.TIMEOUT_MAX)
         with contextlib.suppress(queue.Empty):
             while True:
-                if not self._handle(self._inbox.get(block=idle)):
+                if not self._handle(self._inbox.get(block=idle, timeout=due)):
                     return False
                 idle = False
         return self._stopped is None
 
     def _handle(self, message) -> bool:
         match message:
-            case _Submitted():
+            case Submitted():
                 self._disturbed = True
                 self._scheduler.add(message.request, message.arrived)
-            case Command():
+            case Cancel():
                 self._disturbed = True
                 if self._router.close(message.request_id, TokenEvent(finish=message.finish)):
                     self._scheduler.remove(message.request_id)
-            case _SlotFinished():
-                self._decoding.pop((message.slot, message.epoch), None)
+            case Pause() | Resume() | Retune():
+                self._commands.add(message)
+            case SlotFinished():
+                self._slots.ended(message.slot, message.epoch)
                 self._scheduler.finished(message.slot, message.epoch)
-            case _Scored():
+            case Scored():
                 self._scorer.add(message.job)
-            case _DispatchEnded():
+            case DispatchEnded():
                 self._depth.completed(message.at)
-            case _Stop():
+            case Stop():
                 return False
         return True
 
     def _iterate(self, state: DecodeState) -> DecodeState:
-        """Idle what ended, one call of prefill or one chunk of a score, one dispatch of decode."""
+        """Obey commands, one call of prefill or one chunk of a score, one dispatch of decode."""
         for expired in self._scheduler.expire(self._clock()):
             event = TokenEvent(finish=FinishReason.EXPIRED, error=expired.message)
             self._router.close(expired.request.id, event)
+        state = self._commands.obey(state)
         plan = self._scheduler.plan()
         for slot, epoch in plan.release:
             if not self._prefiller.drop(slot, epoch):
-                self._decoding.pop((slot, epoch), None)
-                state = self._steps.release(state, np.int32(slot), np.int32(epoch))
+                state = self._slots.release(slot, epoch, state)
         for placement in plan.admit:
             self._router.place(placement)
             self._prefiller.add(placement)
         scoring = self._scorer.takes_turn(others=self._prefiller.busy)
         prefilling = scoring or self._prefiller.busy
         if scoring:
-            self._scorer.advance(alone=not self._rows_to_step())
+            self._scorer.advance(alone=not self._slots.need_step)
         elif prefilling:
-            for whole in self._prefiller.advance(alone=not self._rows_to_step()):
+            for whole in self._prefiller.advance(alone=not self._slots.need_step):
                 state = self._insert(whole, state)
+            if self._prefiller.progress is not None:
+                self._router.progress(*self._prefiller.progress)
         return self._decode(state, prefilling)
-
-    def _rows_to_step(self) -> bool:
-        """Whether some row needs a step that is not dispatched yet."""
-        return any(remaining > 0 for remaining in self._decoding.values())
 
     def _decode(self, state: DecodeState, prefilling: bool) -> DecodeState:
         """One dispatch, unless every row has all its steps on the way."""
@@ -305,7 +308,7 @@ class Engine:
             disturbed=self._disturbed,
             waiting=self._scheduler.waiting > 0,
             slot_free=self._scheduler.running < self.config.slots,
-            remaining=self._decoding.values(),
+            remaining=self._slots.remaining,
         )
         self._disturbed = False
         count = self._depth.choose(load)
@@ -318,22 +321,20 @@ class Engine:
         state, packed = self._steps.decode(self._weights, state, np.int32(count))
         self._tokens.dispatched(packed, count)
         self._scheduler.decoded(count)
-        for row in self._decoding:
-            self._decoding[row] -= count
+        self._slots.dispatched(count)
         return state
 
     def _insert(self, whole: WholePrefix, state: DecodeState) -> DecodeState:
         placement = whole.placement
-        self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
-        arrays = admissions.admission(placement, self.model, self.config, self._eos_ids)
-        self._decoding[placement.slot, placement.epoch] = int(arrays.remaining)
-        return self._steps.insert(whole.prefix, whole.first, state, arrays)
+        self._router.progress(placement, len(placement.request.prompt))
+        sampling, paused = self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
+        return self._slots.insert(whole, sampling, paused=paused, state=state)
 
     def _fail(self, error: BaseException) -> None:
         _log.error("the engine failed", exc_info=error)  # its requests hear what, the operator where
         message = f"the engine failed: {type(error).__name__}: {error}"
         self._close(message, TokenEvent(finish=FinishReason.ERROR, error=message))
-        self._inbox.put(_Stop())
+        self._inbox.put(Stop())
 
     def _close(self, why: str, event: TokenEvent) -> None:
         """No request enters from now on, and every one inside gets its last event."""

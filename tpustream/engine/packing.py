@@ -1,6 +1,6 @@
 """One step's results in one array, so that a step costs one transfer. Both directions, side by side.
 
-    i32[B, 5 + 2 n]:  token | epoch | step | finish, emitted | logprob | top ids x n | top logprobs x n
+    i32[B, 6 + 2 n]:  token | epoch | step | finish, emitted | wanted | logprob | ids x n | logprobs x n
 
 Floats travel as their bits.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from tpustream.core.token_batch import TokenBatch
 
-HEADER = 5
+HEADER = 6
 EMITTED = 1 << 8  # a bit above every finish code
 
 
@@ -28,6 +28,7 @@ def pack(
     step: Int32[Array, ""],
     finish: Int32[Array, "B"],
     emitted: Bool[Array, "B"],
+    wanted: Int32[Array, "B"],
     logprob: Float[Array, "B"],
     top_ids: Int32[Array, "B n"],
     top_logprobs: Float[Array, "B n"],
@@ -38,7 +39,8 @@ def pack(
         return jax.lax.bitcast_convert_type(x, jnp.int32)
 
     flags = finish | jnp.where(emitted, EMITTED, 0)
-    header = jnp.stack([token, epoch, jnp.broadcast_to(step, token.shape), flags, bits(logprob)], axis=-1)
+    steps = jnp.broadcast_to(step, token.shape)
+    header = jnp.stack([token, epoch, steps, flags, wanted, bits(logprob)], axis=-1)
     return jnp.concatenate([header, top_ids, bits(top_logprobs)], axis=-1)
 
 
@@ -52,7 +54,8 @@ def unpack(packed: np.ndarray) -> TokenBatch:
         epoch=packed[:, 1],
         emitted=(packed[:, 3] & EMITTED) != 0,
         finish=packed[:, 3] & ~EMITTED,
-        logprob=packed.view(np.float32)[:, 4],
+        wanted=packed[:, 4],
+        logprob=packed.view(np.float32)[:, 5],
         top_ids=packed[:, HEADER : HEADER + top],
         top_logprobs=packed.view(np.float32)[:, HEADER + top :],
     )

@@ -100,18 +100,22 @@ class Placer:
         axes = PrefixBlock(k=(("kv_heads",),) * layers, v=(("kv_heads",),) * layers, finite=())
         return jax.tree.map(self._placed, shapes, axes)
 
-    def admission(self) -> Admission:
-        """What insert takes beside the prefix."""
-        sampling: SlotSampling = jax.tree.map(
+    def slot_sampling(self) -> SlotSampling:
+        """The parameters of one slot."""
+        return jax.tree.map(
             lambda x: self._whole(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), self.state().sampling
         )
+
+    def admission(self) -> Admission:
+        """What insert takes beside the prefix."""
         return Admission(
             slot=self.scalar(),
             epoch=self.scalar(),
             token=self.scalar(),
             remaining=self.scalar(),
             prompt=self.tokens(self.engine.ring_length),
-            sampling=sampling,
+            output_from=self.scalar(),
+            sampling=self.slot_sampling(),
         )
 
     @property

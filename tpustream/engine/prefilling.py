@@ -83,6 +83,13 @@ class Prefiller:
         """Whether there is a prompt to work on."""
         return bool(self._jobs)
 
+    @property
+    def progress(self) -> tuple[Placement, int] | None:
+        """The prompt that is under way, and how many of its tokens are done or in hand; None for none."""
+        if not self._jobs or not self._jobs[0].begun:
+            return None
+        return self._jobs[0].placement, self._jobs[0].chunks[0].start
+
     def add(self, placement: Placement) -> None:
         """Queue a prompt."""
         self._jobs.append(_Job(placement=placement, chunks=deque(cut(placement, self._config))))

@@ -1,7 +1,8 @@
 """Whose token is this: from the rows of a TokenBatch to the sink of the request that owns them.
 
-Used by two threads: the engine's loop opens and closes streams, the token queue delivers. One lock
-makes the last event of a stream the last, and the only last.
+A stream is here from its arrival to its end, with what its client wants of it now: whether it is paused,
+and how it is sampled. Used by two threads: the engine's loop opens and closes streams, the token queue
+delivers. One lock makes the last event of a stream the last, and the only last.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from tpustream.core.plan import Placement
-from tpustream.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from tpustream.core.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from tpustream.core.token_batch import StepFinish, TokenBatch
 from tpustream.engine.step_meter import StepMeter
 from tpustream.engine.waiting_room import WaitingRoom
@@ -31,6 +32,8 @@ class _Stream:
     request: Request
     sink: Sink
     arrived: float
+    sampling: SamplingParams
+    paused: bool = False
     placement: Placement | None = None
     cached_tokens: int | None = None
     queued: float | None = None
@@ -73,7 +76,9 @@ class Router:
             if request.id in self._streams:
                 return False
             self._room.enter(len(request.prompt))
-            self._streams[request.id] = _Stream(request=request, sink=sink, arrived=self._clock())
+            self._streams[request.id] = _Stream(
+                request=request, sink=sink, arrived=self._clock(), sampling=request.sampling
+            )
             return True
 
     def place(self, placement: Placement) -> None:
@@ -87,12 +92,51 @@ class Router:
                 stream.length = len(stream.request.prompt)
                 self._owners[placement.slot] = stream
 
-    def prefilled(self, placement: Placement, *, cached_tokens: int) -> None:
-        """The stream's first event will say how much of the prompt came from the prefix cache."""
+    def prefilled(self, placement: Placement, *, cached_tokens: int) -> tuple[SamplingParams, bool]:
+        """How the stream is to be sampled, and whether it is paused, now that it could begin.
+
+        Its first event will say how much of the prompt came from the prefix cache.
+        """
         with self._lock:
             stream = self._streams.get(placement.request.id)
-            if stream is not None and stream.placement == placement:
-                stream.cached_tokens = cached_tokens
+            if stream is None or stream.placement != placement:  # it has just ended
+                return placement.request.sampling, True
+            stream.cached_tokens = cached_tokens
+            return stream.sampling, stream.paused
+
+    def progress(self, placement: Placement, tokens: int) -> None:
+        """Tell the stream that asked for it how many tokens of its prompt are done or in hand."""
+        if placement.request.progress:
+            with self._lock:
+                stream = self._streams.get(placement.request.id)
+                if stream is not None and stream.placement == placement:
+                    stream.sink(TokenEvent(prefilled=tokens))
+
+    def set_paused(self, request_id: str, paused: bool) -> Placement | None:
+        """Note that a stream is paused or goes on; its slot, None while it has none or if it has ended."""
+        with self._lock:
+            stream = self._streams.get(request_id)
+            if stream is None:
+                return None
+            stream.paused = paused
+            return stream.placement
+
+    def retune(self, request_id: str, sampling: SamplingParams) -> tuple[Placement | None, SamplingParams]:
+        """Note how a stream is sampled from now on: its slot as above, and the parameters with a seed."""
+        with self._lock:
+            stream = self._streams.get(request_id)
+            if stream is None:
+                return None, sampling
+            if sampling.seed is None:
+                sampling = dataclasses.replace(sampling, seed=stream.sampling.seed)
+            stream.sampling = sampling
+            return stream.placement, sampling
+
+    @property
+    def paused(self) -> int:
+        """Streams that are paused, with or without a slot."""
+        with self._lock:
+            return sum(stream.paused for stream in self._streams.values())
 
     def close(self, request_id: str, event: TokenEvent) -> bool:
         """End a stream from the host with this last event; False when it has ended before."""
@@ -148,11 +192,11 @@ class Router:
 
 
 def _event(batch: TokenBatch, slot: int, stream: _Stream, after_prefill: bool) -> TokenEvent:
-    finish, wanted = int(batch.finish[slot]), stream.request.sampling.logprobs
+    finish, wanted = int(batch.finish[slot]), int(batch.wanted[slot])
     if finish == StepFinish.NOT_FINITE:
         return TokenEvent(finish=FinishReason.ERROR, error=NOT_FINITE_MESSAGE)
     logprobs = None
-    if wanted is not None:
+    if wanted >= 0:
         top = zip(
             batch.top_ids[slot, :wanted].tolist(), batch.top_logprobs[slot, :wanted].tolist(), strict=True
         )

@@ -64,6 +64,11 @@ class Scheduler:
         """Requests in a slot."""
         return len(self._slots) - len(self._free)
 
+    @property
+    def next_due(self) -> float:
+        """No waiting request's deadline comes earlier, by the clock of `add`; infinity where none waits."""
+        return self._next_due
+
     def add(self, request: Request, arrived: float) -> None:
         """Queue a request that came at `arrived`, in seconds of any clock that never goes back."""
         waiting = _Waiting(request=request, arrived=arrived)

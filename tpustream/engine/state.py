@@ -88,12 +88,12 @@ class DecodeState:
 
     Attributes:
       token: i32[B], the newest token of each slot, not yet written to the cache.
-      active: bool[B], whether the slot decodes.
-      remaining: i32[B], tokens that the request may still get.
+      active: bool[B], whether the slot decodes; one that is paused does not.
+      remaining: i32[B], tokens that the request may still get; 0 once it has ended.
       epoch: i32[B], grows with every insert: whose tokens leave this slot.
       step: i32[], steps since start.
       in_prompt: bool[B, V], tokens of the prompt, for the repetition penalty.
-      counts: i32[B, V], occurrences in the output, for all penalties.
+      counts: i32[B, V], occurrences in the output, an earlier stream's included, for all penalties.
     """
 
     cache: KVCache
@@ -146,6 +146,7 @@ class Admission:
       token: i32[], the last prompt token: the first decode step writes it and samples from it.
       remaining: i32[].
       prompt: i32[ring_length], padded with the vocabulary's size.
+      output_from: i32[], from which of its tokens on the prompt counts as output to penalties.
       sampling: rows of SlotSampling.
     """
 
@@ -154,6 +155,7 @@ class Admission:
     token: Int32[Array, ""]
     remaining: Int32[Array, ""]
     prompt: Int32[Array, "P"]
+    output_from: Int32[Array, ""]
     sampling: SlotSampling
 
 

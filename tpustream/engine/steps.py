@@ -1,4 +1,4 @@
-"""The pure steps: prefill, insert, decode, release. Compiled, donated and placed by compile.py.
+"""The pure steps: prefill, insert, decode. Compiled, donated and placed by compile.py.
 
 Prefill adds chunks to a prefix until it holds all prompt tokens but the last. Insert puts the prefix
 into a slot. The first decode step writes the last prompt token and samples from it, so every token of
@@ -160,7 +160,12 @@ def insert(
 
     layouts = [layer_layout(model, engine, layer) for layer in range(model.num_layers)]
     cache = state.cache
-    in_prompt = jnp.zeros(state.in_prompt.shape[1:], bool).at[admission.prompt].set(True, mode="drop")
+    vocabulary = state.in_prompt.shape[1:]
+    is_output = jnp.arange(admission.prompt.shape[0]) >= admission.output_from
+    given = jnp.where(is_output, vocabulary[0], admission.prompt)
+    in_prompt = jnp.zeros(vocabulary, bool).at[given].set(True, mode="drop")
+    output = jnp.where(is_output, admission.prompt, vocabulary[0])
+    counts = jnp.zeros(vocabulary, jnp.int32).at[output].add(1, mode="drop")
     return DecodeState(
         cache=KVCache(
             k=tuple(map(functools.partial(into_slot, axis=2), cache.k, prefix.k, layouts)),
@@ -174,15 +179,8 @@ def insert(
         epoch=state.epoch.at[slot].set(admission.epoch),
         step=state.step,
         in_prompt=state.in_prompt.at[slot].set(in_prompt),
-        counts=state.counts.at[slot].set(0),
+        counts=state.counts.at[slot].set(counts),
     )
-
-
-def release(state: DecodeState, slot: Int32[Array, ""], epoch: Int32[Array, ""]) -> DecodeState:
-    """The state with the slot idle, if this epoch still owns it."""
-    owned = state.epoch[slot] == epoch
-    active = state.active.at[slot].set(state.active[slot] & ~owned)
-    return dataclasses.replace(state, active=active)
 
 
 def decode(
@@ -255,17 +253,19 @@ def decode_one(
         step=state.step,
         finish=finish,
         emitted=state.active,
+        wanted=wanted,
         logprob=logprob,
         top_ids=top_ids,
         top_logprobs=top_logprobs,
     )
     rows = jnp.arange(token.shape[0])
+    left = jnp.where(finish == StepFinish.RUNNING, state.remaining - 1, 0)
     new_state = dataclasses.replace(
         state,
         cache=cache,
         token=jnp.where(state.active, token, state.token),
         active=state.active & (finish == StepFinish.RUNNING),
-        remaining=state.remaining - state.active,
+        remaining=jnp.where(state.active, left, state.remaining),
         step=state.step + 1,
         counts=state.counts.at[rows, token].add(state.active.astype(jnp.int32)),
     )
