@@ -84,13 +84,9 @@ def limit(sampling: SamplingParams) -> int:
 
 
 def admission(
-    placement: Placement,
-    sampling: SamplingParams,
-    model: ModelConfig,
-    engine: EngineConfig,
-    eos_ids: Iterable[int],
+    placement: Placement, model: ModelConfig, engine: EngineConfig, eos_ids: Iterable[int]
 ) -> Admission:
-    """What `insert` writes for this request, when it is sampled so."""
+    """What `insert` writes for this request."""
     request = placement.request
     prompt = np.full(engine.ring_length, model.vocab_size, np.int32)
     prompt[: len(request.prompt)] = request.prompt
@@ -98,10 +94,10 @@ def admission(
         slot=np.int32(placement.slot),
         epoch=np.int32(placement.epoch),
         token=np.int32(request.prompt[-1]),
-        remaining=np.int32(limit(sampling)),
+        remaining=np.int32(limit(request.sampling)),
         prompt=prompt,
         output_from=np.int32(len(request.prompt) - request.generated),
-        sampling=slot_sampling(sampling, model, engine, eos_ids),
+        sampling=slot_sampling(request.sampling, model, engine, eos_ids),
     )
 
 

@@ -62,9 +62,10 @@ class Slots:
     def insert(
         self, whole: WholePrefix, sampling: SamplingParams, *, paused: bool, state: DecodeState
     ) -> DecodeState:
-        """A prompt enters its slot, and is decoded unless it is paused."""
-        placement = whole.placement
-        arrays = admissions.admission(placement, sampling, self._model, self._config, self._eos_ids)
+        """A prompt enters its slot, to be sampled so, and is decoded unless it is paused."""
+        request = dataclasses.replace(whole.placement.request, sampling=sampling)
+        placement = dataclasses.replace(whole.placement, request=request)
+        arrays = admissions.admission(placement, self._model, self._config, self._eos_ids)
         self._rows[placement.slot, placement.epoch] = _Row(limit=int(arrays.remaining))
         state = self._steps.insert(whole.prefix, whole.first, state, arrays)
         return self.set_paused(placement, paused, state)
