@@ -98,7 +98,7 @@ def test_engine_is_looked_at_when_asked(fresh):
     """Gauges and counters of the engine, and compilations after the start."""
     served, web = fresh
     served.engine.figures = EngineStats(
-        slots=4, running=3, waiting=2, cache_usage=0.5, prefix_queries=256, prefix_hits=128,
+        slots=4, running=3, paused=1, waiting=2, cache_usage=0.5, prefix_queries=256, prefix_hits=128,
         decode_steps=10, decode_rows=25, timed_bytes=10**9, timed_seconds=2.0,
     )  # fmt: skip
     served.runtime.compile_guard.count = 7
@@ -108,6 +108,7 @@ def test_engine_is_looked_at_when_asked(fresh):
         "num_requests_waiting": 2,
         "slots": 4,
     }
+    assert seen["num_requests_paused",] == 1
     assert (seen["kv_cache_usage_perc",], seen["batch_occupancy",]) == (0.5, 0.75)
     assert (seen["prefix_cache_queries_total",], seen["prefix_cache_hits_total",]) == (256, 128)
     assert (seen["decode_steps_total",], seen["decode_rows_total",]) == (10, 25)

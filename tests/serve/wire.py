@@ -54,3 +54,24 @@ def send_raw(port: int, path: str, body: bytes, headers: Mapping[str, str] | Non
     lines = "".join(f"{name}: {value}\r\n" for name, value in {**told, **(headers or {})}.items())
     connection.sendall(f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
     return connection
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """Everything until the server closes or the stream is done."""
+    text = b""
+    while b"data: [DONE]\n\n" not in text[-40:]:
+        block = connection.recv(1 << 16)
+        if not block:
+            break
+        text += block
+    return text
+
+
+def plain(response: bytes) -> str:
+    """The body of a chunked response."""
+    body, _, rest = b"", *response.partition(b"\r\n\r\n")[1:]
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size, 16)
+        body, rest = body + rest[:length], rest[length + 2 :]
+    return body.decode()

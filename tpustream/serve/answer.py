@@ -17,6 +17,7 @@ from tpustream.serve.replies import Dialect, Heading, stream_reply, whole_reply
 from tpustream.serve.sampling import for_choice
 from tpustream.serve.schema import GenerationRequest
 from tpustream.serve.service import ServedEngine, Service
+from tpustream.serve.slow_readers import SLOW_READERS, ReaderPolicy
 from tpustream.serve.tokens import Generation
 from tpustream.serve.transport import EventStream, unary
 
@@ -30,12 +31,14 @@ class Settings:
       max_body_bytes: of a request.
       gap_threshold: seconds without a token from which on the gap is counted with its cause.
       memory_bandwidth: bytes a second of all devices together; None where it is not known.
-      max_unread_tokens: a choice, that wait for a client that reads slowly before its stream ends.
+      max_unread_tokens: a choice, that wait for a client that reads slowly.
+      slow_readers: "pause" or "end" the streams of a client that has left as many unread.
+      slow_reader_seconds: that a paused stream waits for its client to read on before it ends.
       request_timeout: seconds that an answer may take in all; None is no bound.
       stored_responses, stored_bytes: answers of /v1/responses that are kept for later requests.
       ignored_fields: names of IGNORABLE that are dropped from requests.
 
-    Raises ValueError for a field that cannot be ignored.
+    Raises ValueError for a field that cannot be ignored, and for another word for slow readers.
     """
 
     keep_alive: float = 5.0
@@ -43,6 +46,8 @@ class Settings:
     gap_threshold: float = 0.2
     memory_bandwidth: float | None = None
     max_unread_tokens: int = 4096
+    slow_readers: str = "pause"
+    slow_reader_seconds: float = 60.0
     request_timeout: float | None = None
     stored_responses: int = 1000
     stored_bytes: int = 64 * 1024 * 1024
@@ -52,6 +57,19 @@ class Settings:
         for field in self.ignored_fields:
             if field not in IGNORABLE:
                 raise ValueError(f"ignored_fields: wanted one of {', '.join(IGNORABLE)}, got {field!r}")
+
+        if self.slow_readers not in SLOW_READERS:
+            wanted = " or ".join(map(repr, SLOW_READERS))
+            raise ValueError(f"slow_readers: wanted {wanted}, got {self.slow_readers!r}")
+
+    @property
+    def readers(self) -> ReaderPolicy:
+        """What slow readers may expect."""
+        return ReaderPolicy(
+            max_unread=self.max_unread_tokens,
+            beyond=self.slow_readers,
+            patience=self.slow_reader_seconds,
+        )
 
     async def read(self, http: HttpRequest, schema: type[Schema]) -> Schema:
         """The body of a request; see `body.read_body`."""
@@ -117,7 +135,7 @@ async def answer(
         choices=candidates,
         exchange=exchange,
         timeout=settings.request_timeout,
-        max_unread=settings.max_unread_tokens,
+        readers=settings.readers,
     )
     if body.stream:
         events = stream_reply(generation, dialect, heading, settings.keep_alive)

@@ -13,6 +13,7 @@ from tpustream.serve.body import MAX_BODY_BYTES
 from tpustream.serve.observe.logs import FORMATS
 from tpustream.serve.protocol import ConnectionBounds
 from tpustream.serve.server import DRAIN_SECONDS, Certificate
+from tpustream.serve.slow_readers import SLOW_READERS
 
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 PORT = flags.DEFINE_integer(
@@ -81,8 +82,20 @@ STALL_TIMEOUT = flags.DEFINE_float(
 MAX_UNREAD = flags.DEFINE_integer(
     "max_unread_tokens",
     Settings.max_unread_tokens,
-    "Tokens of a choice that wait for a client that reads slowly; beyond them its stream ends with an error.",
+    "Tokens of a choice that wait for a client that reads slowly, before --slow_readers says what happens.",
     lower_bound=1,
+)
+SLOW = flags.DEFINE_enum(
+    "slow_readers",
+    Settings.slow_readers,
+    SLOW_READERS,
+    "At --max_unread_tokens: pause a stream until half of them are read, or end it with an error.",
+)
+SLOW_SECONDS = flags.DEFINE_float(
+    "slow_reader_seconds",
+    Settings.slow_reader_seconds,
+    "Seconds that a paused stream keeps its slot while its client reads nothing; then it ends with an error.",
+    lower_bound=0.001,
 )
 REQUEST_TIMEOUT = flags.DEFINE_float(
     "request_timeout", 0.0, "Seconds that an answer may take in all; 0 is no bound.", lower_bound=0.0
@@ -152,6 +165,8 @@ def settings_from_flags() -> Settings:
         max_body_bytes=MAX_BODY.value,
         request_timeout=REQUEST_TIMEOUT.value or None,
         max_unread_tokens=MAX_UNREAD.value,
+        slow_readers=SLOW.value,
+        slow_reader_seconds=SLOW_SECONDS.value,
         gap_threshold=GAP_THRESHOLD.value / 1000,
         memory_bandwidth=MEMORY_BANDWIDTH.value * 1e9 or None,
         ignored_fields=tuple(IGNORED.value),

@@ -18,7 +18,9 @@ from tpustream.control.text_stream import TextStream
 from tpustream.core.request import Delta, FinishReason, Request, TokenEvent
 from tpustream.serve.errors import SERVER, ApiError
 from tpustream.serve.exchange import Exchange
+from tpustream.serve.observe.metrics import PauseReason
 from tpustream.serve.service import ServedRuntime, Service
+from tpustream.serve.slow_readers import Backlog, ReaderPolicy
 
 MOST_AT_ONCE = 256  # tokens, some milliseconds of work, before others have their turn
 
@@ -33,8 +35,7 @@ class Generation:
     Args:
       exchange: the HTTP request that it belongs to.
       timeout: seconds after which it ends with an error; None is no bound.
-      max_unread: tokens a choice that may wait for a client that reads slowly; then it ends with an error,
-        after what it has. Nobody else is slowed: the engine never waits for a reader.
+      readers: what happens when the client reads slowly.
 
     Attributes:
       open: indices whose stream has not ended.
@@ -54,7 +55,7 @@ class Generation:
         choices: int = 1,
         exchange: Exchange,
         timeout: float | None = None,
-        max_unread: int,
+        readers: ReaderPolicy,
     ):
         exchange.client.enter(len(requests), prompt_tokens)
         exchange.prompt_tokens = prompt_tokens
@@ -70,8 +71,16 @@ class Generation:
         self._texts = [TextStream(runtime.tokenizer, request.sampling) for request in requests]
         self._running: set[int] = set()
         self._arrived: deque[tuple[int, TokenEvent, float]] = deque()
-        self._max_unread = max_unread * len(requests)
-        self._overrun = False
+        self._backlog = Backlog(
+            readers,
+            most=readers.max_unread * len(requests),
+            unread=self._arrived.__len__,
+            pause=partial(self.pause, PauseReason.SLOW_READER),
+            resume=partial(self.resume, PauseReason.SLOW_READER),
+            give_up=self.end,
+        )
+        self._held_by: set[PauseReason] = set()
+        self._paused_at = 0.0
         self._metrics = service.metrics
         self._watches = [service.metrics.watch() for _ in requests]
         self._compile_guard = runtime.compile_guard
@@ -115,11 +124,14 @@ class Generation:
                 async with asyncio.timeout(timeout):
                     await self._news.wait()
         deltas = []
-        for _ in range(min(len(self._arrived), MOST_AT_ONCE)):
+        taken = min(len(self._arrived), MOST_AT_ONCE)
+        for _ in range(taken):
             index, event, came = self._arrived.popleft()
             delta = self._delta(index, event, came)
             if delta is not None:
                 deltas.append((index, delta))
+        if taken:
+            self._backlog.shrank()
         if self.ended_early is not None and not self._arrived:
             for index in sorted(self.open):
                 self._ended(index, FinishReason.ERROR)
@@ -127,8 +139,30 @@ class Generation:
         self._returned = time.monotonic()
         return deltas
 
+    def pause(self, reason: PauseReason) -> None:
+        """Let the engine make no more tokens of the streams that run; those on their way still come."""
+        if not self._held_by:
+            self._paused_at = time.monotonic()
+            for index in self._running:
+                self._engine.pause(self._requests[index].id)
+        if reason not in self._held_by:
+            self._held_by.add(reason)
+            self._metrics.paused(reason)
+
+    def resume(self, reason: PauseReason) -> None:
+        """The streams go on, unless they are paused for another reason too."""
+        if reason not in self._held_by:
+            return
+        self._held_by.remove(reason)
+        if not self._held_by:
+            now = time.monotonic()
+            for index in self._running:
+                self._watches[index].resumed(now, held=now - self._paused_at)
+                self._engine.resume(self._requests[index].id)
+
     def end(self, error: ApiError) -> None:
         """End all streams that are still open with this error."""
+        self._backlog.close()
         self.ended_early = error
         self._exchange.error = error.code
         self._cancel_running()
@@ -139,6 +173,7 @@ class Generation:
         self._cancel_running()
         for index in tuple(self.open):
             self._ended(index, FinishReason.CANCELLED)
+        self._backlog.close()
         self._service.generations.discard(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -156,10 +191,7 @@ class Generation:
         # On the engine's thread. The append comes before the look at the flag, and the loop lowers the
         # flag before it looks at the deque, so no event is left behind.
         self._arrived.append((index, event, time.monotonic()))
-        if len(self._arrived) > self._max_unread and not self._overrun:
-            self._overrun = True
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self.end, read_too_slowly(self._max_unread))
+        self._backlog.grew()
         if not self._woken:
             self._woken = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
@@ -230,9 +262,3 @@ def timed_out(seconds: float) -> ApiError:
     """504: the answer took longer than the server allows."""
     message = f"The answer took longer than {seconds:g} seconds"
     return ApiError(504, message, type=SERVER, code="request_timeout")
-
-
-def read_too_slowly(tokens: int) -> ApiError:
-    """408: the client left more unread than the server keeps."""
-    message = f"The stream was read too slowly: more than {tokens} tokens were waiting to be read"
-    return ApiError(408, message, code="slow_reader")

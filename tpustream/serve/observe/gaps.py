@@ -5,12 +5,13 @@ A token comes from the engine, waits until it is asked for, and is taken:
     taken(n-1) ── returned ─ asked ──────┬──────── came ── taken(n)
                  └ client ┘              └ engine ┘    └ host ┘
 
-The longest part has the blame. Within the engine's part a compilation counts first, then a chunk of
-another prompt before the step; else it is the step itself. The first token's wait is the queue's or its
-own prefill's.
+The longest part has the blame; time for which the stream was paused is the client's. Within the
+engine's part a compilation counts first, then a chunk of another prompt before the step; else it is the
+step itself. The first token's wait is the queue's or its own prefill's.
 """
 
 import enum
+from collections import deque
 
 from tpustream.core.request import TokenEvent
 
@@ -46,12 +47,18 @@ class GapWatch:
         self._came: float | None = None
         self._taken = 0.0
         self._compilations = 0
+        self._pauses: deque[tuple[float, float]] = deque()  # (end, seconds) before tokens to come
+
+    def resumed(self, now: float, *, held: float) -> None:
+        """The stream goes on after it was paused for `held` seconds, on behalf of its client."""
+        self._pauses.append((now, held))
 
     def first(
         self, event: TokenEvent, *, arrived: float, came: float, taken: float, compilations: int
     ) -> tuple[Phase, Cause] | None:
         """The first token of a request that arrived at `arrived`; what held it up, if it was late."""
         self._came, self._taken, self._compilations = came, taken, compilations
+        self._held_before(came)
         if taken - arrived < self._threshold:
             return None
         queued = event.queued or 0.0
@@ -79,14 +86,26 @@ class GapWatch:
           taken: now.
           compilations: of the process so far.
         """
-        engine, gap = came - self._came, taken - self._taken
+        held = self._held_before(came)
+        engine, gap = came - self._came - held, taken - self._taken
         compiled = compilations > self._compilations
         self._came, self._taken, self._compilations = came, taken, compilations
         if gap < self._threshold:
             return gap, None
         inside = Cause.COMPILE if compiled else Cause.PREFILL if event.after_prefill else Cause.STEP
-        parts = {inside: engine, Cause.CLIENT: asked - returned, Cause.HOST: taken - max(came, asked)}
+        parts = {
+            inside: engine,
+            Cause.CLIENT: max(asked - returned, held),
+            Cause.HOST: taken - max(came, asked),
+        }
         return gap, (Phase.NEXT, max(parts, key=parts.__getitem__))
+
+    def _held_before(self, came: float) -> float:
+        """Seconds of pauses that were over when the token came, each told once."""
+        held = 0.0
+        while self._pauses and self._pauses[0][0] <= came:
+            held += self._pauses.popleft()[1]
+        return held
 
     @property
     def begun(self) -> bool:

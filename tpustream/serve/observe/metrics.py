@@ -4,6 +4,7 @@ Names are vLLM's where vLLM has one, with the prefix `tpustream:`. The registry 
 servers in a process do not mix, and nothing of the client library's own process metrics is promised.
 """
 
+import enum
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -31,6 +32,12 @@ REJECTIONS = (
     "request_too_large",
     "shutting_down",
 )
+
+
+class PauseReason(enum.StrEnum):
+    """Why the streams of an answer were paused."""
+
+    SLOW_READER = "slow_reader"
 
 
 class WatchedEngine(Protocol):
@@ -81,6 +88,7 @@ class Metrics:
         self._finished = self._counter("request_success", "Choices that ended well.", "finished_reason")
         self._unfinished = self._counter("request_failure", "Choices that did not.", "reason")
         self._rejected = self._counter("admission_rejections", "Requests refused at the door.", "reason")
+        self._pauses = self._counter("stream_pauses", "Times that an answer was paused.", "reason")
         self._gaps = self._counter(
             "token_gaps", "Waits for a token over the threshold, by what held it up.", "phase", "cause"
         )
@@ -89,6 +97,8 @@ class Metrics:
             (self._finished if finish in GOOD_ENDS else self._unfinished).labels(finish)
         for reason in REJECTIONS:
             self._rejected.labels(reason)
+        for reason in PauseReason:
+            self._pauses.labels(reason)
         for cause in Cause:
             self._gaps.labels(Phase.NEXT, cause)
         if memory_bandwidth is not None:
@@ -127,6 +137,10 @@ class Metrics:
         if held_up is not None:
             self._gaps.labels(*held_up).inc()
 
+    def paused(self, reason: PauseReason) -> None:
+        """The streams of an answer were paused."""
+        self._pauses.labels(reason).inc()
+
     def finished(self, finish: FinishReason, seconds: float) -> None:
         """A choice ended, so long after its request came."""
         if finish in GOOD_ENDS:
@@ -158,6 +172,7 @@ class _RuntimeCollector(Collector):
         for name, text, value in (
             ("num_requests_running", "Choices in a slot.", stats.running),
             ("num_requests_waiting", "Choices that wait for a slot.", stats.waiting),
+            ("num_requests_paused", "Choices that are paused.", stats.paused),
             ("kv_cache_usage_perc", "Part of the cache that holds tokens, 0 to 1.", stats.cache_usage),
             ("batch_occupancy", "Part of the slots that are taken, 0 to 1.", stats.running / stats.slots),
             ("slots", "Streams that may decode together.", stats.slots),

@@ -87,7 +87,7 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
             prompt_tokens=len(prompt),
             exchange=exchange,
             timeout=settings.request_timeout,
-            max_unread=settings.max_unread_tokens,
+            readers=settings.readers,
         )
         options = body.stream_options
         events = response_events(
