@@ -107,6 +107,25 @@ def test_keys_and_json_lines(tmp_path):
     assert "the-prompt" not in err
 
 
+def test_sighup_reads_the_keys_again(tmp_path):
+    """At once, with a line in the log, and without an end to anything."""
+    (old, old_line), (new, new_line) = make_key("old"), make_key("new")
+    path = tmp_path / "keys"
+    path.write_text(old_line)
+    with started("--model=echo", f"--api_keys_file={path}") as process:
+        _, port = banner_of(process)
+        path.write_text(new_line)
+        process.send_signal(signal.SIGHUP)
+        assert f"API keys: 1 read from {path}" in process.stderr.readline()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as web:
+            for key, status in ((old, 401), (new, 200)):
+                headers = {"Authorization": f"Bearer {key}"}
+                assert web.get("/v1/models", headers=headers).status_code == status
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert process.returncode == 0
+
+
 @pytest.mark.parametrize("command", ["serve", "generate"])
 def test_help_lists_every_flag(command):
     """Those of the engine and the model too, which other modules define."""

@@ -93,6 +93,10 @@ def main(argv: list[str]) -> int:
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
+    if access is not None and access.keys is not None:
+        again = access.keys.read_again
+        # On a thread: a handler may have interrupted the very log that it would write to.
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=again, name="keys").start())
     loading = threading.Thread(
         target=load,
         args=(server, service, config, url_of(bound, tls=certificate is not None), access is not None),

@@ -28,7 +28,7 @@ IGNORED = flags.DEFINE_list(
 API_KEYS_FILE = flags.DEFINE_string(
     "api_keys_file",
     None,
-    "File of API keys, one a line as NAME:SHA256, read again when it changes. "
+    "File of API keys, one a line as NAME:SHA256, read again when it changes, and at SIGHUP. "
     "`python -m tpustream.serve.make_key NAME` makes a key and its line.",
 )
 JWT_KEY_FILE = flags.DEFINE_string(

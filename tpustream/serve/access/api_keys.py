@@ -60,14 +60,20 @@ class KeyFile:
                 found = entry
         return found
 
+    def read_again(self) -> None:
+        """Read the file now, and say so in the log. From any thread."""
+        self._read(unchanged_too=True)
+
     def _look(self) -> None:
         now = self._clock()
-        if now - self._looked < LOOK_EVERY:
-            return
-        self._looked = now
+        if now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            self._read(unchanged_too=False)
+
+    def _read(self, *, unchanged_too: bool) -> None:
         try:
             state = _state(self._path)
-            if state == self._seen:
+            if state == self._seen and not unchanged_too:
                 return
             self._seen = state
             self._keys = read_keys(self._path)
