@@ -78,18 +78,17 @@ def test_slow_reader_is_paused(runtime):
     with serve(runtime, settings=settings) as served:
         slow = begin(served)
         wait_until(lambda: runtime.engine.pauses)
-        paused = runtime.engine.requests[0].id
         quick(served)
-        assert runtime.engine.pauses == [(paused, True)]
         assert runtime.engine.running == 1
         events = events_of(plain(rest_of(slow)))
         slow.close()
         assert text_of(events) == LONG
         assert events[-1]["choices"][0]["finish_reason"] == "stop"
-        assert runtime.engine.pauses[:2] == [(paused, True), (paused, False)]
+        assert {name for name, _ in runtime.engine.pauses} == {runtime.engine.requests[0].id}
+        pauses = [on for _, on in runtime.engine.pauses]
+        assert pauses == [True, False] * (len(pauses) // 2)
         metrics = quick(served)
-        pauses = sum(on for _, on in runtime.engine.pauses)
-        assert f'tpustream:stream_pauses_total{{reason="slow_reader"}} {float(pauses)}' in metrics
+        assert f'tpustream:stream_pauses_total{{reason="slow_reader"}} {float(sum(pauses))}' in metrics
         assert runtime.engine.cancels == []
         wait_until(lambda: served.in_flight == 0)
 
@@ -100,7 +99,7 @@ def test_paused_reader_that_never_reads_on(runtime):
     with serve(runtime, settings=settings) as served:
         slow = begin(served)
         wait_until(lambda: runtime.engine.cancels)
-        assert runtime.engine.pauses == [(runtime.engine.requests[0].id, True)]
+        assert runtime.engine.pauses[-1] == (runtime.engine.requests[0].id, True)
         wait_until(lambda: runtime.engine.running == 0)
         events = events_of(plain(rest_of(slow)))
         slow.close()

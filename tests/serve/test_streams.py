@@ -166,6 +166,36 @@ def test_headers_leave_at_once_and_silence_is_bridged(served):
     assert rest.index(b": keep-alive") < rest.index(b"data: ")
 
 
+def test_prefill_progress_on_request(served, http):
+    """Chunks without a choice say how far the prompts are, once for all choices; nobody else gets them."""
+
+    def script(request):
+        told = [TokenEvent(prefilled=done) for done in (2, len(request.prompt))] if request.progress else []
+        return [*told, *say("ok")]
+
+    served.engine.script = script
+    options = {"include_prefill_progress": True, "include_usage": True}
+    body = {"prompt": ["12345", "1234567"], "n": 2}
+    chunks, _ = stream(http, "/v1/completions", body | {"stream_options": options})
+    told = [chunk for chunk in chunks if "prefill_progress" in chunk]
+    assert {(chunk["object"], chunk["usage"], len(chunk["choices"])) for chunk in told} == {
+        ("text_completion", None, 0)
+    }
+    progress = [chunk["prefill_progress"] for chunk in told]
+    assert {step["total"] for step in progress} == {12}
+    done = [step["done"] for step in progress]
+    assert len(done) == 4 and done == sorted(done) and done[-1] == 12
+    assert [text_of(chunks, index) for index in range(4)] == ["ok"] * 4
+    for other in ({}, {"stream_options": {"include_prefill_progress": False}}):
+        chunks, _ = stream(http, "/v1/completions", body | other)
+        assert not any("prefill_progress" in chunk for chunk in chunks)
+    assert http.post("/v1/completions", json=body).status_code == 200
+    assert not any(request.progress for request in served.engine.requests[4:])
+    response = http.post("/v1/responses", json={"input": "hi", "stream": True, "stream_options": options})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "stream_options.include_prefill_progress"
+
+
 def test_queued_streams_are_kept_alive_and_cancelled(served):
     """A stream that waits for a slot hears of it; when its client leaves, it is cancelled in the queue."""
     served.engine.script = lambda _: say("x" * 20, pause=0.2)

@@ -103,6 +103,8 @@ async def answer(
         sampling = dataclasses.replace(sampling, logprobs=0)
     identifier = id_prefix + secrets.token_hex(12)
     exchange = exchange_of(http.scope)
+    options = body.stream_options
+    progress = bool(body.stream and options and options.include_prefill_progress)
     requests = []
     for prompt in prompts:
         room = runtime.engine.max_prompt - len(prompt)
@@ -115,10 +117,10 @@ async def answer(
                     key=exchange.client.name,
                     priority=body.priority or 0,
                     deadline=None if body.deadline_ms is None else body.deadline_ms / 1e3,
+                    progress=progress and choice == 0,  # the others' prompt is the same
                 )
             )
     service.check_room(len(requests), "n" if len(prompts) == 1 else param)
-    options = body.stream_options
     heading = Heading(
         id=identifier,
         model=service.check_model(body.model),

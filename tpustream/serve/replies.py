@@ -103,14 +103,26 @@ async def stream_reply(
 ) -> AsyncIterator[bytes]:
     """Server-sent events of an answer, several joined where several came at once.
 
-    A chunk is sent when there is text to show or the choice ends; tokens without text wait for it. A
-    comment is sent when nothing was for `keep_alive` seconds. A failed choice ends the whole stream
-    with an error event: no chunk pretends that it stopped.
+    A chunk is sent when there is text to show or the choice ends; tokens without text wait for it. News
+    of prefill are chunks without a choice, where the requests ask for them. A comment is sent when nothing
+    was for `keep_alive` seconds. A failed choice ends the whole stream with an error event: no chunk
+    pretends that it stopped.
     """
     events = EventWriter()
     waiting: dict[int, list[Delta]] = {index: [] for index in generation.open}
     started: set[int] = set()
     due = time.monotonic() + keep_alive
+
+    def chunk_of(choices: list[dict[str, Any]], **fields: Any) -> bytes:
+        chunk = heading.object(dialect.chunk_object, choices) | fields
+        if heading.continuous_usage:
+            chunk["usage"] = generation.usage()
+        elif heading.include_usage:
+            chunk["usage"] = None
+        if heading.obfuscation:
+            chunk["obfuscation"] = padding(chunk)
+        return events.event(chunk)
+
     while generation.open:
         deltas = await generation.next(max(0.0, due - time.monotonic()))
         out = bytearray()
@@ -120,21 +132,16 @@ async def stream_reply(
                 failed = envelope(error.message, type=error.type, code=error.code)
                 yield bytes(out) + events.event(failed) + events.done()
                 return
+            if delta.prefilled is not None:
+                out += chunk_of([], prefill_progress=generation.prefill_progress())
+                continue
             waiting[index].append(delta)
             if not delta.text and delta.finish is None:
                 continue
             ready = merge(waiting[index])
             waiting[index].clear()
-            choice = dialect.chunk_choice(index, ready, index not in started)
+            out += chunk_of([dialect.chunk_choice(index, ready, index not in started)])
             started.add(index)
-            chunk = heading.object(dialect.chunk_object, [choice])
-            if heading.continuous_usage:
-                chunk["usage"] = generation.usage()
-            elif heading.include_usage:
-                chunk["usage"] = None
-            if heading.obfuscation:
-                chunk["obfuscation"] = padding(chunk)
-            out += events.event(chunk)
         if not out and time.monotonic() >= due:
             out += KEEP_ALIVE
         if out:

@@ -37,11 +37,14 @@ class StreamOptions(OpenModel):
       include_usage: one more chunk at the end, with `choices: []` and the usage.
       include_obfuscation: random text in a field `obfuscation` evens out the sizes of chunks.
       continuous_usage_stats: the usage so far on every chunk (vLLM's extension).
+      include_prefill_progress: while the prompt is prefilled, chunks with `choices: []` and
+        `prefill_progress: {"done": tokens, "total": tokens}`.
     """
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_prefill_progress: bool | None = None
 
 
 class SampledRequest(OpenModel):

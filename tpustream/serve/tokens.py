@@ -64,6 +64,7 @@ class Generation:
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.completion_tokens = 0
+        self._prefilled: dict[int, int] = {}  # of streams that tell
         self._choices = choices
         self._service = service
         self._engine = runtime.engine
@@ -187,6 +188,10 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
+    def prefill_progress(self) -> dict[str, int]:
+        """Tokens of the prompts that are prefilled so far, and of all; of requests with `progress`."""
+        return {"done": sum(self._prefilled.values()), "total": self.prompt_tokens}
+
     def _sink(self, index: int, event: TokenEvent) -> None:
         # On the engine's thread. The append comes before the look at the flag, and the loop lowers the
         # flag before it looks at the deque, so no event is left behind.
@@ -211,6 +216,8 @@ class Generation:
         delta = self._texts[index].push(event)
         if delta is None:
             return None
+        if event.prefilled is not None:
+            self._prefilled[index] = event.prefilled
         if event.token is not None:
             self._count_token(index, event, came)
         if event.cached_tokens and index % self._choices == 0:  # a prompt's other choices find the first's
