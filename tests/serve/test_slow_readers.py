@@ -15,15 +15,17 @@ from .wire import chat_body, events_of, plain, rest_of, send_raw, stream, text_o
 
 CHAT = "/v1/chat/completions"
 LONG = "slow" * 2_000
+WAIT = 30.0
 
 
 @pytest.fixture
 def runtime():
-    """A long text for a long prompt, a short one for others."""
+    """A long text for a long prompt, which takes a moment in all; a short one for others."""
     runtime = ScriptedRuntime()
-    runtime.engine.script = lambda request: (
-        say(LONG) if len(request.prompt) > 10 else say("quick", pause=0.01)
-    )
+    long = say(LONG)
+    for breath in range(len(LONG), 0, -1000):
+        long.insert(breath, 0.05)
+    runtime.engine.script = lambda request: long if len(request.prompt) > 10 else say("quick", pause=0.01)
     return runtime
 
 
@@ -57,7 +59,7 @@ def test_slow_reader_ends_alone(caplog):
     ):
         body = chat_body("x" * 20, stream=True, max_tokens=50_000)
         slow = send_raw(served.port, CHAT, json.dumps(body).encode())
-        wait_until(lambda: runtime.engine.cancels, 5.0)
+        wait_until(lambda: runtime.engine.cancels, WAIT)
         assert runtime.engine.cancels[0][0] == runtime.engine.requests[0].id
         chunks, _ = stream(web, CHAT, chat_body())
         assert text_of(chunks) == "quick"
@@ -67,7 +69,7 @@ def test_slow_reader_ends_alone(caplog):
         text = text_of(events[:-1])
         assert 1000 <= len(text) < 8_000
         assert text == ("slow" * 2_000)[: len(text)]
-        wait_until(lambda: served.in_flight == 0)
+        wait_until(lambda: served.in_flight == 0, WAIT)
     lines = [record.fields for record in caplog.records if record.getMessage() == "request"]
     assert [line.get("error") for line in lines] == [None, "slow_reader"]
 
@@ -77,7 +79,7 @@ def test_slow_reader_is_paused(runtime):
     settings = Settings(max_unread_tokens=1000)
     with serve(runtime, settings=settings) as served:
         slow = begin(served)
-        wait_until(lambda: runtime.engine.pauses)
+        wait_until(lambda: runtime.engine.pauses, WAIT)
         quick(served)
         assert runtime.engine.running == 1
         events = events_of(plain(rest_of(slow)))
@@ -90,7 +92,7 @@ def test_slow_reader_is_paused(runtime):
         metrics = quick(served)
         assert f'tpustream:stream_pauses_total{{reason="slow_reader"}} {float(sum(pauses))}' in metrics
         assert runtime.engine.cancels == []
-        wait_until(lambda: served.in_flight == 0)
+        wait_until(lambda: served.in_flight == 0, WAIT)
 
 
 def test_paused_reader_that_never_reads_on(runtime):
@@ -98,26 +100,26 @@ def test_paused_reader_that_never_reads_on(runtime):
     settings = Settings(max_unread_tokens=1000, slow_reader_seconds=0.2)
     with serve(runtime, settings=settings) as served:
         slow = begin(served)
-        wait_until(lambda: runtime.engine.cancels)
+        wait_until(lambda: runtime.engine.cancels, WAIT)
         assert runtime.engine.pauses[-1] == (runtime.engine.requests[0].id, True)
-        wait_until(lambda: runtime.engine.running == 0)
+        wait_until(lambda: runtime.engine.running == 0, WAIT)
         events = events_of(plain(rest_of(slow)))
         slow.close()
         assert events[-1]["error"]["code"] == "slow_reader"
         assert "more than 1000 tokens" in events[-1]["error"]["message"]
         assert "none was for 0.2 seconds" in events[-1]["error"]["message"]
         assert LONG.startswith(text_of(events[:-1]))
-        wait_until(lambda: served.in_flight == 0)
+        wait_until(lambda: served.in_flight == 0, WAIT)
 
 
 def test_paused_reader_that_leaves(runtime):
     """A pause is no hiding place: the slot of a client that is gone is free."""
     with serve(runtime, settings=Settings(max_unread_tokens=1000)) as served:
         slow = begin(served)
-        wait_until(lambda: runtime.engine.pauses)
+        wait_until(lambda: runtime.engine.pauses, WAIT)
         slow.close()
-        wait_until(lambda: runtime.engine.running == 0, 1.0)
-        wait_until(lambda: served.in_flight == 0)
+        wait_until(lambda: runtime.engine.running == 0, WAIT)
+        wait_until(lambda: served.in_flight == 0, WAIT)
 
 
 @pytest.mark.parametrize(("held", "cause"), [(0.0, Cause.STEP), (4.0, Cause.CLIENT)])
