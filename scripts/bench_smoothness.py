@@ -2,8 +2,9 @@
 
     python scripts/bench_smoothness.py --weights=int8
 
-Four figures. The share of the engine's own rate that --streams clients get through HTTP, from a server
-process of its own. The gaps (ITL) of --streams running streams while a prompt of --long tokens is
+Five figures. The share of the engine's own rate that --streams clients get through HTTP, from a server
+process of its own; p99 of the gaps between their chunks (SSE) beside p99 of those between the engine's
+own tokens. The gaps (ITL) of --streams running streams while a prompt of --long tokens is
 prefilled. The time to first token (TTFT) of a prompt of --short tokens on the idle, warm server; and of
 one of --long tokens, cold and with its prefix cached. The last line is one JSON object.
 """
@@ -21,7 +22,15 @@ from tpustream.bench.serving.bodies import request_body
 from tpustream.bench.serving.client import Target, run_load, run_loop, served_models
 from tpustream.bench.serving.dataset import SampleRequest
 from tpustream.bench.serving.records import RequestRecord
-from tpustream.bench.smoothness import Gaps, fresh_prompt, gaps_between, greedy, rate
+from tpustream.bench.smoothness import (
+    Gaps,
+    fresh_prompt,
+    gaps_between,
+    gaps_of,
+    greedy,
+    rate,
+    smoothest,
+)
 from tpustream.bench.soak.server import running_server
 from tpustream.core.request import Request, TokenEvent
 from tpustream.engine.engine import Engine
@@ -41,7 +50,9 @@ _STREAMS = flags.DEFINE_integer("streams", 8, "Streams that run side by side.", 
 _TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of each of them.", lower_bound=16)
 _LONG = flags.DEFINE_integer("long", 1024, "Tokens of the long prompt.", lower_bound=2)
 _SHORT = flags.DEFINE_integer("short", 32, "Tokens of the short prompt.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each rate; the best counts.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 3, "Measurements of each rate and its gaps; the best counts.", lower_bound=1
+)
 _REPEATS = flags.DEFINE_integer(
     "repeats", 5, "Measurements of each first token; the median counts.", lower_bound=1
 )
@@ -60,6 +71,9 @@ def main(argv: list[str]) -> None:
     finally:
         runtime.stop()
     figures["http_share"] = round(figures["http_tokens_per_second"] / figures["engine_tokens_per_second"], 3)
+    figures["itl_p99_sse_by_engine"] = round(
+        figures["itl_sse"]["p99_ms"] / figures["itl_engine"]["p99_ms"], 2
+    )
     figures["cached_sooner"] = round(figures["ttft_long_cold_ms"] / figures["ttft_long_cached_ms"], 2)
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):>28}: {value}")
@@ -110,10 +124,15 @@ def measure(engine: Engine) -> dict[str, object]:
             return answers(target, model, requests)
 
         ours, theirs = [], []
+        our_gaps, their_gaps = [], []
         for number in range(_ROUNDS.value):
             requests = running(engine, number, _TOKENS.value)
-            ours.append(rate(stream_times(engine, requests)))
-            theirs.append(sum(1 / record.tpot for record in ask(requests)))
+            times = stream_times(engine, requests)
+            ours.append(rate(times))
+            our_gaps.append(gaps_of(times))
+            records = ask(requests)
+            theirs.append(sum(1 / record.tpot for record in records))
+            their_gaps.append(gaps_of([record.text_times for record in records]))
         vocabulary = engine.vocab_size
         short, cold, cached = [], [], []
         for number in range(_REPEATS.value):
@@ -125,6 +144,8 @@ def measure(engine: Engine) -> dict[str, object]:
     return {
         "engine_tokens_per_second": round(max(ours), 1),
         "http_tokens_per_second": round(max(theirs), 1),
+        "itl_engine": dataclasses.asdict(smoothest(our_gaps)),
+        "itl_sse": dataclasses.asdict(smoothest(their_gaps)),
         "itl_steady": dataclasses.asdict(steady),
         "itl_while_prefilling": dataclasses.asdict(prefilling),
         "itl_p99_by_p50": round(prefilling.p99_ms / prefilling.p50_ms, 2),

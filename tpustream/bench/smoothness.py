@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Sequence
 
@@ -34,6 +35,16 @@ def greedy(name: str, prompt: tuple[int, ...], tokens: int) -> Request:
 def rate(times: Sequence[Sequence[float]]) -> float:
     """Tokens a second of streams that run side by side: the sum of each one's 1 / TPOT."""
     return sum((len(stream) - 1) / (stream[-1] - stream[0]) for stream in times)
+
+
+def gaps_of(times: Sequence[Sequence[float]]) -> Gaps:
+    """All gaps of these streams. Raises ValueError where there is none."""
+    return gaps_between(times, -math.inf, math.inf)
+
+
+def smoothest(rounds: Sequence[Gaps]) -> Gaps:
+    """The round of the smallest p99: what else the machine does only adds to it."""
+    return min(rounds, key=lambda gaps: gaps.p99_ms)
 
 
 def gaps_between(times: Sequence[Sequence[float]], begin: float, end: float) -> Gaps:

@@ -20,6 +20,7 @@ def model_routes(service: Service) -> APIRouter:
             "object": "model",
             "created": created,
             "owned_by": "tpustream",
+            "root": service.names[0],
             "max_model_len": context,
         }
 

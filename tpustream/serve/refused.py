@@ -16,6 +16,7 @@ from tpustream.core.errors import InvalidRequest
 SAMPLING: Mapping[str, Sequence[Any]] = {
     "allowed_token_ids": ((),),
     "bad_words": ((),),
+    "custom_logit_processor": (),
     "ebnf": (),
     "grammar": ("",),
     "guided_choice": ((),),

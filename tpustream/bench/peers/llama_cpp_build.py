@@ -85,7 +85,7 @@ def build(kept: Path, model: Path, *, threads: int, sha256: str = ARCHIVE_SHA256
         if shutil.which(tool) is None:
             raise PeerError(f"llama.cpp: wanted {what} to build it, got no {tool!r} on PATH")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    archive = _archive(kept.parent, sha256)
+    archive = fetch_archive(kept.parent, sha256)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=kept.parent) as name:
         temporary = Path(name)
         _say(f"building llama.cpp of {PACKAGE} {VERSION}: some minutes, once")
@@ -118,7 +118,7 @@ def _builds(compiler: str) -> dict[str, str]:
     return {"for this processor": GCC_FLAGS if gcc else "", "for this processor without AMX": WITHOUT_AMX}
 
 
-def _archive(folder: Path, sha256: str) -> Path:
+def fetch_archive(folder: Path, sha256: str = ARCHIVE_SHA256) -> Path:
     """The source archive in `folder`, fetched there by pip where it is not, and its hash checked."""
     path = folder / ARCHIVE
     if not path.exists():

@@ -1,0 +1,45 @@
+"""llm-comply, of the package index, in the two formats that this server speaks."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tpustream.bench.conformance.cases import Case, Suite, Target
+
+FORMATS = ("openai-chat", "open-responses")
+TOOLS, IMAGES = "tools are refused by name", "images are refused by name"
+COMPACT = "/v1/responses/compact is not served"
+LEFT_OUT = "`model` may be left out, as openai-python's own tests of responses do"
+NOT_APPLICABLE = {
+    "tool-calling": TOOLS,
+    "chat-tool-calling": TOOLS,
+    "compact-response": COMPACT,
+    "compact-missing-model": COMPACT,
+    "image-input": IMAGES,
+    "chat-image-input": IMAGES,
+    "error-handling": LEFT_OUT,
+    "chat-error-handling": LEFT_OUT,
+}
+
+
+def run(target: Target) -> Iterator[Case]:
+    """Each format in turn."""
+    for form in FORMATS:
+        options = (f"--base-url={target.url}/v1", f"--model={target.name}", f"--format={form}", "--json")
+        done = subprocess.run(
+            [sys.executable, "-m", "llm_comply.cli", *options, "--api-key=none", "--timeout=120"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        yield from comply_cases(f"llm-comply {form}", done.stdout)
+
+
+def comply_cases(suite: str, output: str) -> Iterator[Case]:
+    """The cases of llm-comply's JSON."""
+    for result in json.loads(output)["results"]:
+        reason = "; ".join(result.get("errors", []))
+        yield Case(suite=suite, name=result["id"], outcome=result["status"], reason=reason)
+
+
+SUITE = Suite(run=run, not_applicable=NOT_APPLICABLE)
