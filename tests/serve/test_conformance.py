@@ -2,18 +2,17 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from absl import flags
 
-from tpustream.bench.conformance import llama_cpp, openai_python, sglang
+from tpustream.bench.conformance import llama_cpp, llama_cpp_routes, openai_python, sglang
 from tpustream.bench.conformance.cases import Case, Suite, Target, judged, table
 from tpustream.bench.conformance.llm_comply import comply_cases
-from tpustream.bench.conformance.pytest_run import junit_cases, model_names, run_pytest
+from tpustream.bench.conformance.pytest_run import junit_cases, model_names
 from tpustream.serve.answer import Settings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "conformance.py"
@@ -125,17 +124,16 @@ def test_names_of_models_are_found(tmp_path):
     assert model_names([source]) == {"gpt-1", "a/b-2"}
 
 
-def test_llama_cpps_routes_are_asked_for_under_v1(tmp_path, served):
+def test_llama_cpps_routes_are_asked_for_under_v1(monkeypatch):
     """The plugin changes OpenAI's routes alone, whatever host a test names."""
-    (tmp_path / "utils.py").write_text("class ServerProcess:\n    server_port = 7\n")
-    (tmp_path / "test_it.py").write_text(
-        "import utils\n\ndef test_it():\n    url = utils.ServerProcess().make_url\n"
-        "    assert url('/chat/completions') == 'http://h:7/v1/chat/completions'\n"
-        "    assert url('/v1/models') == 'http://h:7/v1/models'\n"
-        "    assert url('/slots', 'other') == 'http://other:7/slots'\n"
-    )
-    report = run_pytest(tmp_path, ("-p", llama_cpp.PLUGIN, "test_it.py"), {"TPUSTREAM_HOST": "h"})
-    assert [case.outcome for case in junit_cases("s", report)] == ["passed"]
+    utils = types.SimpleNamespace(ServerProcess=type("ServerProcess", (), {"server_port": 7}))
+    monkeypatch.setitem(sys.modules, "utils", utils)
+    monkeypatch.setenv("TPUSTREAM_HOST", "h")
+    llama_cpp_routes.pytest_configure()
+    url = utils.ServerProcess().make_url
+    assert url("/chat/completions") == "http://h:7/v1/chat/completions"
+    assert url("/v1/models") == "http://h:7/v1/models"
+    assert url("/slots", "other") == "http://other:7/slots"
 
 
 SGLANG_LIKE = """
@@ -183,23 +181,3 @@ def test_sglangs_file_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(sglang, "URL", SCRIPT.as_uri())
     assert sglang.fetched().read_text() == SCRIPT.read_text()
     assert [path.name for path in sglang.fetched().parent.iterdir()] == ["test_openai_server.py"]
-
-
-def test_langchains_class_needs_only_the_environment():
-    """It is what pytest of the suite finds, and imports nothing of the server."""
-    pytest.importorskip("langchain_tests", reason="the extra `conformance` is not installed")
-    from tpustream.bench.conformance import langchain
-
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--collect-only",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        langchain.TESTS,
-    ]
-    environment = {"TPUSTREAM_URL": "http://localhost:1/v1", "TPUSTREAM_MODEL": "m"}
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
-    assert "TestServedChatModel::test_invoke" in done.stdout

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tpustream.bench.conformance.cases import Case, Suite, Target
 from tpustream.bench.conformance.llama_cpp_cases import NOT_APPLICABLE, NOT_RUN
-from tpustream.bench.conformance.pytest_run import junit_cases, model_names, run_pytest
+from tpustream.bench.conformance.pytest_run import WITHOUT_PLUGINS, junit_cases, model_names, run_pytest
 from tpustream.bench.peers.llama_cpp_build import SOURCE, VERSION, fetch_archive
 from tpustream.weights.cache import cache_folder
 
@@ -33,7 +33,11 @@ def run(target: Target) -> Iterator[Case]:
     for file in FILES:
         left_out = (f"--deselect={name}" for name in NOT_RUN if name.startswith(f"unit/{file}::"))
         arguments = ("-p", PLUGIN, *left_out, f"unit/{file}")
-        environment = {"DEBUG_EXTERNAL": "1", "PORT": str(address.port), "TPUSTREAM_HOST": address.hostname}
+        environment = {
+            "DEBUG_EXTERNAL": "1",
+            "PORT": str(address.port),
+            "TPUSTREAM_HOST": address.hostname,
+        } | WITHOUT_PLUGINS
         report = run_pytest(source(), arguments, environment)
         yield from junit_cases("llama.cpp", report)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tpustream.bench.conformance.cases import Case
 
 PACKAGE_ROOT = Path(__file__).parents[3]  # where the plugins of this folder are imported from
+WITHOUT_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # environment of suites that need none
 
 
 def run_pytest(folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tpustream.bench.conformance.cases import Case, Suite, Target
-from tpustream.bench.conformance.pytest_run import junit_cases, run_pytest
+from tpustream.bench.conformance.pytest_run import WITHOUT_PLUGINS, junit_cases, run_pytest
 from tpustream.weights.cache import cache_folder
 
 COMMIT = "341ffe19c346fd8dbf184b2e19e5d5c996a0496d"
@@ -66,7 +66,7 @@ def run(target: Target, given: Path | None) -> Iterator[Case]:
     """The whole file."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(given or fetched(), Path(folder, "test_openai_server.py"))
-        environment = {"TPUSTREAM_URL": target.url, "TPUSTREAM_MODEL": target.name}
+        environment = {"TPUSTREAM_URL": target.url, "TPUSTREAM_MODEL": target.name} | WITHOUT_PLUGINS
         left_out = (f"--deselect={name}" for name in NOT_RUN)
         report = run_pytest(Path(folder), ("-p", PLUGIN, *left_out, "test_openai_server.py"), environment)
         yield from junit_cases("sglang", report)
