@@ -84,6 +84,23 @@ def test_requests_that_never_end(bounded, begun):
     assert json.loads(body)["error"]["code"] == "request_incomplete"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/completions HTTP/1.1\r\nContent-Length: 99\r\n",
+        b"GET /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n",
+        b"POST /v1/completions HTTP/1.1\r\n",
+    ],
+)
+def test_upgrades_with_a_body(bounded, head):
+    """The WebSocket's own parser would wait for it, and nobody would ever close the connection."""
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+    keys = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    answer = answer_to(bounded.port, head + b"Host: a\r\n" + upgrade + keys)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code":"invalid_http"' in answer
+
+
 def test_connections_that_say_nothing(bounded):
     """Closed without a word."""
     assert answer_to(bounded.port) == b""

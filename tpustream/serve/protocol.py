@@ -95,9 +95,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
-        """The connection gets another protocol."""
+        """The connection gets another protocol, which would wait for a body without end (RFC 6455, 4.1)."""
         self._received()
-        super().handle_websocket_upgrade()
+        headers = dict(self.scope["headers"])
+        without_body = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+        if self.scope["method"] == "GET" and without_body:
+            super().handle_websocket_upgrade()
+        else:
+            self._refuse(400, "An upgrade to a WebSocket: wanted a GET without a body", "invalid_http")
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, or has too large a head."""

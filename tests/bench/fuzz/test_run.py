@@ -1,0 +1,155 @@
+"""The fuzzer: a sound server passes a few seconds of it, and every kind of unsound one is found out."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import threading
+
+import pytest
+
+from tests.serve.scripted import FAILURE, ScriptedRuntime, say, serve
+from tpustream.bench.fuzz import run
+from tpustream.bench.fuzz.answers import faults
+from tpustream.bench.fuzz.attacks import ATTACKS, Attack, draw_json, request
+from tpustream.bench.fuzz.bodies import SEEDS, draw_body
+from tpustream.bench.fuzz.run import Fuzzer, strike
+from tpustream.bench.soak.checks import failed
+from tpustream.core.engine_stats import EngineStats
+from tpustream.serve.answer import Settings
+from tpustream.serve.protocol import ConnectionBounds
+
+BOUNDS = ConnectionBounds(max_header_bytes=20_000, receive_timeout=0.4, stall_timeout=0.4)
+SETTINGS = Settings(request_timeout=1.0, max_body_bytes=20_000)
+PATHS = sorted(SEEDS)
+
+
+@contextlib.contextmanager
+def fuzzed(script=lambda _: say("ok")):
+    """(a server with short patience whose streams follow `script`, a fuzzer of it)."""
+    runtime = ScriptedRuntime()
+    runtime.engine.script = script
+    with serve(runtime, bounds=BOUNDS, settings=SETTINGS) as served:
+        served.server.config.timeout_keep_alive = 0.3  # seconds, of which every batch waits for one
+        yield served, Fuzzer(served.url, seed=1, pid=os.getpid())
+
+
+def test_a_sound_server_passes():
+    """Every check holds, every route is met, and the last line of JSON can be written."""
+    with fuzzed() as (_, fuzzer):
+        asyncio.run(fuzzer.run(4.0))
+    checks = fuzzer.seen.checks(10_000.0, 20)
+    assert not failed(checks), checks
+    assert {f"json {path}" for path in PATHS} <= set(fuzzer.seen.kinds)
+    assert fuzzer.seen.statuses[200] and fuzzer.seen.statuses[400]
+    assert json.loads(json.dumps(run.figures(fuzzer.seen)))["kinds"]
+
+
+@pytest.mark.parametrize("wrong", ["raises", "fails"])
+def test_faults_of_the_server_are_found(monkeypatch, wrong):
+    """A bug that ends in a 500, and a stream that breaks inside a 200."""
+    with fuzzed(lambda _: [FAILURE]) as (served, fuzzer):
+        if wrong == "raises":
+
+            def submit(*_):
+                raise KeyError("bug")
+
+            monkeypatch.setattr(served.engine, "submit", submit)
+        asyncio.run(fuzzer.run(0.1))
+    assert fuzzer.seen.faults and fuzzer.seen.unwell
+    assert failed(fuzzer.seen.checks(10_000.0, 1))
+
+
+def test_streams_that_are_left_running_are_found(monkeypatch):
+    """What holds a slot when nobody asks is told by the gauges."""
+    monkeypatch.setattr(run, "EMPTY_SECONDS", 0.2)
+    with fuzzed() as (served, fuzzer):
+        served.engine.figures = EngineStats(slots=4, running=1)
+        asyncio.run(fuzzer.run(0.1))
+    assert "num_requests_running" in fuzzer.seen.unwell[0]
+
+
+def test_connections_that_hang_are_found(monkeypatch):
+    """A server that reads and says nothing."""
+    monkeypatch.setattr(run, "BOUND", 0.2)
+    silent = threading.Event()
+
+    async def attack():
+        async def never(reader, writer):
+            await asyncio.sleep(2)
+            writer.close()
+
+        async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            fuzzer = Fuzzer(f"http://127.0.0.1:{port}", seed=0, pid=None)
+            gate = asyncio.Semaphore(1)
+            await fuzzer._one(gate, Attack(kind="a", blocks=[b"GET / HTTP/1.1\r\n\r\n"]), silent.set)
+            return fuzzer.seen
+
+    seen = asyncio.run(attack())
+    assert len(seen.hangs) == 1 and silent.is_set()
+
+
+def test_ways_to_leave():
+    """Who stays reads everything, who tastes leaves with the first bytes, who closes its half has left."""
+    with fuzzed(lambda _: say("x" * 30, pause=0.01)) as (served, _):
+        body = json.dumps({"prompt": "a", "max_tokens": 40, "stream": True}).encode()
+        whole = request("POST", "/v1/completions", body, "Connection: close")
+
+        def left(leave):
+            attack = Attack(kind="a", blocks=[whole], leave=leave)
+            return asyncio.run(strike("127.0.0.1", served.port, attack))
+
+        assert left("stay").count(b'"text":"x"') == 30
+        assert 0 < len(left("taste")) < 3000
+        assert left("reset") == b""
+        assert left("half").count(b'"text":"x"') < 30
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_attacks_are_drawn_from_the_seed(attack):
+    """The same seed sends the same bytes, so that what was found can be found again."""
+    first, second = (attack(random.Random(7), PATHS) for _ in range(2))
+    assert first == second
+    assert all(isinstance(block, bytes) for block in first.blocks)
+
+
+def test_bodies_are_mutated():
+    """Of many, some are valid, some are other JSON objects, some are no JSON; the seeds stay as they were."""
+    source, before = random.Random(3), json.dumps({path: list(map(dict, SEEDS[path])) for path in SEEDS})
+    kinds = {"valid": 0, "object": 0, "broken": 0}
+    for _ in range(300):
+        body = draw_body(source, "/v1/completions", ["prompt", "n"])
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            kinds["broken"] += 1
+        else:
+            kinds["valid" if value in SEEDS["/v1/completions"] else "object"] += 1
+    assert min(kinds.values()) > 20, kinds
+    assert json.dumps({path: list(map(dict, SEEDS[path])) for path in SEEDS}) == before
+    assert draw_json(random.Random(1), {"/tokenize": ["prompt"]}).blocks[0].startswith(b"POST /tokenize ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (b"HTTP/1.1 200 OK\r\na: b\r\n\r\n{}", None),
+        (b"HTTP/1.1 400 Bad Request\r\na: b\r\n\r\n{}", None),
+        (b"HTTP/1.1 500 X\r\na: b\r\n\r\n{}", "status 500"),
+        (b"HTTP/1.1 200 OK\r\na: b\r\n\r\n{}HTTP/1.1 502 X\r\na: b\r\n\r\n", "status 502"),
+        (b"HTTP/1.1 503 X\r\nRetry-After: 1\r\n\r\n{}", None),
+        (b"HTTP/1.1 503 X\r\na: b\r\n\r\n{}", "without Retry-After"),
+        (b"HTTP/1.1 429 X\r\na: b\r\n\r\n{}", "without Retry-After"),
+        (b'HTTP/1.1 504 X\r\na: b\r\n\r\n{"code":"request_timeout"}', None),
+        (b"HTTP/1.1 504 X\r\na: b\r\n\r\n{}", "status 504"),
+        (b'HTTP/1.1 200 X\r\na: b\r\n\r\n{"type":"server_error","param":null,"code":"x"}', "error x"),
+        (b'HTTP/1.1 200 X\r\na: b\r\n\r\n{"type":"server_error","param":null,"code":null}', "without code"),
+    ],
+)
+def test_faults_of_an_answer(answer, fault):
+    """What the server did on purpose is none of them."""
+    found = faults(answer)
+    assert len(found) == (fault is not None)
+    assert fault is None or fault in found[0]

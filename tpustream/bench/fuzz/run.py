@@ -1,0 +1,206 @@
+"""Batches of attacks on a server, with a look at its health after each.
+
+A server that is sound answers each connection within BOUND seconds and then closes it, never with a
+fault of its own; when nobody asks, nothing runs or waits, and an ordinary request works.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import random
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from tpustream.bench.fuzz.answers import faults, shown, statuses
+from tpustream.bench.fuzz.attacks import Attack, draw_attack, draw_json
+from tpustream.bench.fuzz.bodies import TEXT, fields_of
+from tpustream.bench.soak.checks import Check, at_least, at_most, memory_growth, none_of
+from tpustream.bench.soak.memory import PROCESSES, resident_bytes
+
+BOUND = 40.0  # seconds for one connection, from its first byte to the server's close
+EMPTY_SECONDS = 20.0  # within which nothing may run any more
+BATCH = 24
+CLIENTS = 8
+WARM_UP = 0.1  # share of the time before memory is looked at for the first time
+GAUGES = ("tpustream:num_requests_running", "tpustream:num_requests_waiting")
+RECEIVED = 1 << 16
+MORE_FILES = 4  # open files more than after the warm-up are no leak yet
+
+
+@dataclasses.dataclass(kw_only=True)
+class Seen:
+    """What a run has seen so far.
+
+    Attributes:
+      kinds: attacks by kind. statuses: responses by status.
+      faults: what was the server's own fault, with the attack that brought it out.
+      hangs: attacks that were not answered in the bound.
+      unwell: what was wrong after a batch.
+      memory, files: (after the warm-up, at the end) bytes and open files of the process; None unseen.
+    """
+
+    kinds: Counter = dataclasses.field(default_factory=Counter)
+    statuses: Counter = dataclasses.field(default_factory=Counter)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    hangs: list[str] = dataclasses.field(default_factory=list)
+    unwell: list[str] = dataclasses.field(default_factory=list)
+    memory: list[int | None] = dataclasses.field(default_factory=list)
+    files: list[int | None] = dataclasses.field(default_factory=list)
+
+    def checks(self, growth_mb: float, least: int) -> list[Check]:
+        """What must be true of this run."""
+        early, late = self.memory[0], self.memory[-1]
+        opened = None if None in self.files else self.files[-1] - self.files[0]
+        return [
+            at_least("connections", sum(self.kinds.values()), least),
+            none_of("faults of the server", self.faults),
+            none_of("connections that hang", self.hangs),
+            none_of("unwell after a batch", self.unwell),
+            memory_growth(early, late, growth_mb),
+            at_most("open files more than after the warm-up", opened, MORE_FILES),
+        ]
+
+
+class Fuzzer:
+    """Attacks on the server at `url` (without /v1), drawn from `seed`; `pid` of its process, if known."""
+
+    def __init__(self, url: str, *, seed: int, pid: int | None):
+        self.seen = Seen()
+        self._url = url
+        self._address = urlsplit(url)
+        self._source = random.Random(seed)
+        self._pid = pid
+
+    async def run(self, seconds: float, ended: Callable[[], object] = lambda: None) -> None:
+        """Batch after batch until the time is over; `ended` is called after each connection."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(BOUND)) as session:
+            async with session.get(f"{self._url}/openapi.json") as answer:
+                described = await answer.json()
+            fields, paths = fields_of(described), sorted(described["paths"])
+            began = time.monotonic()
+            while (spent := time.monotonic() - began) < seconds:
+                if not self.seen.memory and spent >= WARM_UP * seconds:
+                    self._look()
+                attacks = [
+                    draw_json(self._source, fields) if number % 2 else draw_attack(self._source, paths)
+                    for number in range(BATCH)
+                ]
+                gate = asyncio.Semaphore(CLIENTS)
+                await asyncio.gather(*(self._one(gate, attack, ended) for attack in attacks))
+                if problem := await self._unwell(session):
+                    self.seen.unwell.append(f"{problem}, after {[attack.kind for attack in attacks]}")
+        self._look()
+        if len(self.seen.memory) == 1:  # shorter than its own warm-up
+            self._look()
+
+    def _look(self) -> None:
+        self.seen.memory.append(None if self._pid is None else resident_bytes(self._pid))
+        self.seen.files.append(None if self._pid is None else open_files(self._pid))
+
+    async def _one(self, gate: asyncio.Semaphore, attack: Attack, ended: Callable[[], object]) -> None:
+        async with gate:
+            try:
+                async with asyncio.timeout(BOUND):
+                    answer = await strike(self._address.hostname, self._address.port, attack)
+            except TimeoutError:
+                self.seen.hangs.append(f"{attack.kind}: {shown(b''.join(attack.blocks))}")
+            except OSError as error:
+                self.seen.faults.append(f"{attack.kind}: no connection: {error}")
+            else:
+                self.seen.statuses.update(statuses(answer))
+                told = f"{attack.kind}: {shown(b''.join(attack.blocks))}"
+                self.seen.faults += [f"{fault} after {told}" for fault in faults(answer)]
+        self.seen.kinds[attack.kind] += 1
+        ended()
+
+    async def _unwell(self, session: aiohttp.ClientSession) -> str | None:
+        """What is wrong with a server that nobody asks; None for nothing."""
+        until = time.monotonic() + EMPTY_SECONDS
+        while (busy := await self._gauges(session)) and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        if busy:
+            return f"gauges: wanted 0, got {busy}"
+        try:
+            async with session.post(f"{self._url}/v1/completions", json={**TEXT, "temperature": 0}) as answer:
+                body = await answer.read()
+                if answer.status == 200 and json.loads(body)["usage"]["completion_tokens"] > 0:
+                    return None
+                return f"an ordinary request: wanted an answer, got {answer.status} {shown(body)}"
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return f"an ordinary request: wanted an answer, got {error!r}"
+
+    async def _gauges(self, session: aiohttp.ClientSession) -> dict[str, float]:
+        """Gauges that are not 0."""
+        async with session.get(f"{self._url}/metrics") as answer:
+            families = text_string_to_metric_families(await answer.text())
+            values = {family.name: family.samples[0].value for family in families if family.name in GAUGES}
+        return {name: values.get(name, -1.0) for name in GAUGES if values.get(name, -1.0) != 0}
+
+
+async def strike(host: str, port: int, attack: Attack) -> bytes:
+    """Carry out an attack; everything that the server said until one of both closed."""
+    reader, writer = await asyncio.open_connection(host, port)
+    answer = bytearray()
+    try:
+        with contextlib.suppress(ConnectionError):  # it may close while we still send, or reset
+            reading = asyncio.ensure_future(_read(reader, answer, first=attack.leave == "taste"))
+            try:
+                await _send(writer, attack)
+                if attack.leave == "half" and writer.can_write_eof():
+                    writer.write_eof()
+                if attack.leave != "reset":
+                    await reading
+            finally:
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                    await reading
+    finally:
+        if attack.leave in ("reset", "taste"):
+            abort(writer)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    return bytes(answer)
+
+
+async def _send(writer: asyncio.StreamWriter, attack: Attack) -> None:
+    for number, block in enumerate(attack.blocks):
+        if number and attack.pause:
+            await asyncio.sleep(attack.pause)
+        writer.write(block)
+        await writer.drain()
+
+
+async def _read(reader: asyncio.StreamReader, into: bytearray, *, first: bool) -> None:
+    while block := await reader.read(RECEIVED):
+        into += block
+        if first:
+            return
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Close with a reset instead of an end."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+def open_files(pid: int, processes: Path = PROCESSES) -> int | None:
+    """Files and sockets that a process holds open; None where the system does not tell."""
+    folder = processes / str(pid) / "fd"
+    return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
+def figures(seen: Seen) -> dict[str, object]:
+    """Counts for the report and JSON."""
+    told: Sequence[tuple[str, Counter]] = (("kinds", seen.kinds), ("statuses", seen.statuses))
+    return {name: {str(key): counter[key] for key in sorted(counter)} for name, counter in told}
