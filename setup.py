@@ -1,4 +1,7 @@
-"""Package metadata. Ranges hold for jax 0.10.2 on Python 3.11 and jax 0.11 on Python 3.12."""
+"""Package metadata. Ranges hold for jax 0.10.2 on Python 3.11 and jax 0.11 on Python 3.12.
+
+A lower bound is the first version without a known advisory where that is later than what the code needs.
+"""
 
 from pathlib import Path
 
@@ -20,7 +23,7 @@ setup(
     },
     install_requires=[
         "absl-py>=2.1",
-        "aiohttp>=3.10",
+        "aiohttp>=3.13.4",
         "fastapi>=0.115",
         "flax>=0.12.4,<0.14",
         "gguf>=0.17",
@@ -28,28 +31,29 @@ setup(
         "huggingface_hub>=0.34",
         "jax>=0.10.2,<0.12",
         "jaxtyping>=0.3",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",
         "platformdirs>=4.2",
         "prometheus-client>=0.20",
-        "protobuf>=5",
+        "protobuf>=6.33.5",
         "pydantic>=2.8",
         "safetensors>=0.5",
         "sentencepiece>=0.2.1",
+        "starlette>=0.49.1",
         "tokenizers>=0.21",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
         "uvicorn>=0.30",
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
     extras_require={
         # JSON Web Tokens: --jwt_key_file.
-        "auth": ["PyJWT[crypto]>=2.9"],
+        "auth": ["PyJWT[crypto]>=2.13"],
         # Traces: --otlp_endpoint.
         "otel": ["opentelemetry-exporter-otlp-proto-http>=1.27", "opentelemetry-sdk>=1.27"],
         "test": [
-            "PyJWT[crypto]>=2.9",
+            "PyJWT[crypto]>=2.13",
             "httpx>=0.27",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
@@ -70,15 +74,20 @@ setup(
         "golden": ["torch>=2.6", "transformers>=5.0"],
         # Public suites against a server: scripts/conformance.py.
         "conformance": [
+            "filelock>=3.16",
             "inline-snapshot>=0.20",
             "jsonschema>=4.20",
+            "langchain-openai>=1",
+            "langchain-tests>=1",
             "llm-comply>=0.5",
             "openai[aiohttp]>=1.60",
             "pytest>=8.2",
-            "pytest-asyncio>=0.24",
+            "pytest-asyncio>=1",
+            "requests>=2.32.4",
             "respx>=0.21",
             "rich>=13",
             "schemathesis>=4",
+            "wget>=3.2",
         ],
         # Pictures of a serving benchmark: scripts/bench_serving.py --plot.
         "bench": ["matplotlib>=3.9"],

@@ -212,7 +212,9 @@ def test_bug_in_the_engine_is_a_500_in_the_envelope(http, served, monkeypatch):
         raise KeyError("secret")
 
     monkeypatch.setattr(served.engine, "submit", fail)
-    error = error_of(http.post(CHAT, json=chat_body()), 500)
+    response = http.post(CHAT, json=chat_body())
+    assert response.headers["connection"] == "close"  # it is: the next request must not be sent into it
+    error = error_of(response, 500)
     assert error["type"] == "server_error"
     assert "secret" not in error["message"]
     assert served.in_flight == 0

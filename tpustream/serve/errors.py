@@ -140,7 +140,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_unexpected(request: Request, error: Exception) -> Response:
         request.state.exchange.error = type(error).__name__
-        headers = {"X-Request-Id": request.state.exchange.request_id}
+        # The exception goes on to uvicorn, which closes the connection: a client that is not told would
+        # send its next request into it.
+        headers = {"X-Request-Id": request.state.exchange.request_id, "Connection": "close"}
         return error_response(
             ApiError(500, f"Internal error: {type(error).__name__}", type=SERVER, headers=headers)
         )

@@ -42,4 +42,5 @@ def comply_cases(suite: str, output: str) -> Iterator[Case]:
         yield Case(suite=suite, name=result["id"], outcome=result["status"], reason=reason)
 
 
-SUITE = Suite(run=run, not_applicable=NOT_APPLICABLE)
+# Answers without a length of their own are as long as the ring lets them be, and the suite is impatient.
+SUITE = Suite(run=run, not_applicable=NOT_APPLICABLE, flags=("--ring_length=256",))
