@@ -62,8 +62,9 @@ def main(argv: list[str]) -> int:
             asyncio.run(fuzzer.run(60 * _MINUTES.value, bar.update))
     checks = fuzzer.seen.checks(_GROWTH.value, round(LEAST * _MINUTES.value))
     counted = figures(fuzzer.seen)
-    for name, counts in counted.items():
-        print(f"{name}: {', '.join(f'{key} {count}' for key, count in counts.items())}")
+    for name in ("kinds", "statuses"):
+        print(f"{name}: {', '.join(f'{key} {count}' for key, count in counted[name].items())}")
+    print(f"memory, MB, after each tenth of the time: {counted['memory_mb']}")
     print(table(checks))
     line = {
         "model": flags.FLAGS.model,

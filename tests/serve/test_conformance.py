@@ -11,7 +11,7 @@ from absl import flags
 
 from tpustream.bench.conformance import llama_cpp, llama_cpp_routes, openai_python, sglang
 from tpustream.bench.conformance.cases import Case, Suite, Target, judged, table
-from tpustream.bench.conformance.llm_comply import comply_cases
+from tpustream.bench.conformance.llm_comply import RAMBLED, comply_cases
 from tpustream.bench.conformance.pytest_run import junit_cases, model_names
 from tpustream.serve.answer import Settings
 
@@ -28,6 +28,8 @@ COMPLY = {
     "results": [
         {"id": "basic", "status": "passed"},
         {"id": "usage", "status": "failed", "errors": ["none", "at all"]},
+        {"id": "rambled", "status": "failed", "errors": [RAMBLED]},
+        {"id": "worse", "status": "failed", "errors": [RAMBLED, "no id"]},
     ]
 }
 
@@ -58,6 +60,8 @@ def test_reports_are_read_as_they_are():
         ("DELETE /x", "failed", "400"),
         ("basic", "passed", ""),
         ("usage", "failed", "none; at all"),
+        ("rambled", "skipped", f"the model did not stop by itself: {RAMBLED}"),
+        ("worse", "failed", f"{RAMBLED}; no id"),
     ]
 
 

@@ -21,6 +21,7 @@ OPERATIONS = {
     "/responses/{response_id}": ("get", "delete"),
     "/responses/{response_id}/input_items": ("get",),
 }
+PATIENCE = "--request-timeout=120"  # seconds: an answer may be as long as the context, on any machine
 NOT_APPLICABLE = {
     "DELETE /responses/{response_id}": "the description leaves the envelope out of this one error"
 }
@@ -39,7 +40,13 @@ def run(target: Target) -> Iterator[Case]:
         spec, report = Path(folder, "openai.json"), Path(folder, "report.xml")
         spec.write_text(json.dumps(described), encoding="utf-8")
         checks = "not_a_server_error,response_schema_conformance"
-        phases = ("--phases=examples,coverage", f"--checks={checks}", "--max-examples=20", "--seed=0")
+        phases = (
+            "--phases=examples,coverage",
+            f"--checks={checks}",
+            "--max-examples=20",
+            "--seed=0",
+            PATIENCE,
+        )
         reports = ("--report=junit", f"--report-junit-path={report}")
         command = ("-m", "schemathesis.cli", "run", str(spec), f"--url={target.url}/v1", *phases, *reports)
         done = subprocess.run([sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, text=True)

@@ -30,7 +30,7 @@ BOUND = 40.0  # seconds for one connection, from its first byte to the server's 
 EMPTY_SECONDS = 20.0  # within which nothing may run any more
 BATCH = 24
 CLIENTS = 8
-WARM_UP = 0.1  # share of the time before memory is looked at for the first time
+LOOKS = 10  # at memory and open files, evenly spread; the first one is after the warm-up
 GAUGES = ("tpustream:num_requests_running", "tpustream:num_requests_waiting")
 RECEIVED = 1 << 16
 MORE_FILES = 4  # open files more than after the warm-up are no leak yet
@@ -45,7 +45,7 @@ class Seen:
       faults: what was the server's own fault, with the attack that brought it out.
       hangs: attacks that were not answered in the bound.
       unwell: what was wrong after a batch.
-      memory, files: (after the warm-up, at the end) bytes and open files of the process; None unseen.
+      memory, files: bytes and open files of the process after each tenth of the time; None unseen.
     """
 
     kinds: Counter = dataclasses.field(default_factory=Counter)
@@ -88,7 +88,7 @@ class Fuzzer:
             fields, paths = fields_of(described), sorted(described["paths"])
             began = time.monotonic()
             while (spent := time.monotonic() - began) < seconds:
-                if not self.seen.memory and spent >= WARM_UP * seconds:
+                if spent >= (len(self.seen.memory) + 1) * seconds / LOOKS:
                     self._look()
                 attacks = [
                     draw_json(self._source, fields) if number % 2 else draw_attack(self._source, paths)
@@ -203,4 +203,5 @@ def open_files(pid: int, processes: Path = PROCESSES) -> int | None:
 def figures(seen: Seen) -> dict[str, object]:
     """Counts for the report and JSON."""
     told: Sequence[tuple[str, Counter]] = (("kinds", seen.kinds), ("statuses", seen.statuses))
-    return {name: {str(key): counter[key] for key in sorted(counter)} for name, counter in told}
+    counts = {name: {str(key): counter[key] for key in sorted(counter)} for name, counter in told}
+    return counts | {"memory_mb": [None if held is None else round(held / 2**20, 1) for held in seen.memory]}
