@@ -6,6 +6,7 @@
 // 128 * sum(row), is known once a row. All arithmetic is exact: every path gives the same integers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -143,6 +144,18 @@ inline void PanelDotRows(int rows, const int8_t* x, int64_t stride, const uint8_
     case 6: return PanelDot<6>(x, stride, panel, quads, sums);
     case 7: return PanelDot<7>(x, stride, panel, quads, sums);
     default: return PanelDot<8>(x, stride, panel, quads, sums);
+  }
+}
+
+// Calls ready(row, sums) for every even row: sums[0..2)[0..32) are those of that row and of the next.
+template <typename Ready>
+void PanelSums(const int8_t* x, int64_t stride, int64_t rows, const uint8_t* panel, int64_t quads,
+               const Ready& ready) {
+  alignas(64) int32_t sums[kMaxTileRows][kPanel];
+  for (int64_t first = 0; first < rows; first += kMaxTileRows) {
+    const int64_t count = std::min<int64_t>(kMaxTileRows, rows - first);
+    PanelDotRows(static_cast<int>(count), x + first * stride, stride, panel, quads, sums);
+    for (int64_t row = 0; row < count; row += 2) ready(first + row, sums + row);
   }
 }
 

@@ -4,8 +4,9 @@
 // before it sleeps; no longer, because XLA's own threads want the processor for what lies between.
 // Measured against the pool of XLA that a call can borrow: 22 us instead of 25 for 885 kB of weights.
 // The caller takes chunks too and never waits for a worker that has not come:
-// a loop ends as soon as its chunks are done, whoever did them. Loops that come while another one
-// runs (several devices in one process) are done by their caller alone.
+// a loop ends as soon as its chunks are done, whoever did them. It takes them from the first on and workers
+// from the last, so that two threads find in their caches what they made in the loop before. Loops that come
+// while another one runs (several devices in one process) are done by their caller alone.
 #pragma once
 
 #include <atomic>
@@ -50,7 +51,7 @@ class Pool {
     loop_.store(&loop);
     turn_.fetch_add(1);
     if (sleepers_.load() > 0) turn_.notify_all();
-    loop.Work();
+    loop.FromFront();
     loop_.store(nullptr);
     for (int spins = 0; inside_.load() > 0; ++spins)
       spins < kSpinsBeforeYield ? Relax() : std::this_thread::yield();
@@ -61,10 +62,13 @@ class Pool {
     void (*call)(const void*, int64_t);
     const void* body;
     int64_t chunks;
-    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> taken{0}, from_back{0};
 
-    void Work() {
-      for (int64_t chunk; (chunk = next.fetch_add(1)) < chunks;) call(body, chunk);
+    void FromFront() {
+      for (int64_t chunk = 0; taken.fetch_add(1) < chunks; ++chunk) call(body, chunk);
+    }
+    void FromBack() {
+      while (taken.fetch_add(1) < chunks) call(body, chunks - 1 - from_back.fetch_add(1));
     }
   };
 
@@ -77,7 +81,7 @@ class Pool {
       seen = NextTurn(seen);
       // Who is counted inside before it reads the loop keeps the loop alive.
       inside_.fetch_add(1);
-      if (Loop* loop = loop_.load()) loop->Work();
+      if (Loop* loop = loop_.load()) loop->FromBack();
       inside_.fetch_sub(1);
     }
   }

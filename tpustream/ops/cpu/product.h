@@ -41,32 +41,34 @@ inline void QuantizeRows(Pool& pool, const float* x, int64_t rows, int64_t input
   });
 }
 
-// The fastest of the integer dot products for so many rows of bytes, and the rows that it takes at a time.
+// The fastest way to sum for so many rows of bytes.
 class Dot {
  public:
-  static constexpr int kRows = 32;  // at most
-
 #if defined(__AMX_INT8__) && defined(__linux__)
-  explicit Dot(int64_t rows) : amx_(rows >= kAmxFrom && AmxUsable()) {
-    if (amx_) tiles_.emplace();
+  explicit Dot(int64_t rows) {
+    if (rows >= kAmxFrom && AmxUsable()) tiles_.emplace();
   }
-  int64_t rows() const { return amx_ ? kAmxRows : kMaxTileRows; }
-  void operator()(int rows, const int8_t* x, int64_t stride, const uint8_t* panel, int64_t quads,
-                  int32_t sums[][kPanel]) const {
-    (amx_ ? PanelDotAmx : PanelDotRows)(rows, x, stride, panel, quads, sums);
+
+  template <typename Ready>
+  void Sums(const int8_t* x, int64_t stride, int64_t rows, const uint8_t* panel, int64_t quads,
+            const Ready& ready) const {
+    if (tiles_)
+      PanelSumsAmx(x, stride, rows, panel, quads, ready);
+    else
+      PanelSums(x, stride, rows, panel, quads, ready);
   }
 
  private:
   static constexpr int64_t kAmxFrom = 8;  // measured: below, one tile is too empty
 
-  bool amx_;
   std::optional<AmxTiles> tiles_;
 #else
   explicit Dot(int64_t) {}
-  int64_t rows() const { return kMaxTileRows; }
-  void operator()(int rows, const int8_t* x, int64_t stride, const uint8_t* panel, int64_t quads,
-                  int32_t sums[][kPanel]) const {
-    PanelDotRows(rows, x, stride, panel, quads, sums);
+
+  template <typename Ready>
+  void Sums(const int8_t* x, int64_t stride, int64_t rows, const uint8_t* panel, int64_t quads,
+            const Ready& ready) const {
+    PanelSums(x, stride, rows, panel, quads, ready);
   }
 #endif
 };
@@ -86,11 +88,6 @@ struct PanelRow {
       std::copy_n(whole, channels, to);
     }
   }
-
-  static PanelRow LoadFrom(const float* from, int64_t channels) {
-    return {LoadPart(from, std::min<int64_t>(channels, kLanes)),
-            channels > kLanes ? LoadPart(from + kLanes, channels - kLanes) : Vec{}};
-  }
 };
 
 inline Vec FloatsOf(const int32_t* sums, int32_t offset) {
@@ -103,24 +100,17 @@ inline Vec FloatsOf(const int32_t* sums, int32_t offset) {
 template <typename StoreRow>
 void PanelProduct(const Dot& dot, const QuantizedRows& x, int64_t rows, const Panels& w, int64_t panel,
                   const StoreRow& store) {
-  alignas(64) int32_t sums[Dot::kRows][kPanel];
   const Vec low_scale = Load(w.scale + panel * kPanel), high_scale = Load(w.scale + panel * kPanel + kLanes);
-  const int64_t step = dot.rows() / 2;
-  for (int64_t first = 0; first < rows; first += step) {
-    const int64_t last = std::min(first + step, rows);
-    dot(static_cast<int>(2 * (last - first)), x.values.data() + 2 * first * x.stride, x.stride, w.at(panel),
-        w.quads, sums);
-    for (int64_t row = first; row < last; ++row) {
-      // High bytes, then low ones.
-      const int32_t *big = sums[2 * (row - first)], *small = big + kPanel;
-      const int32_t big_offset = x.offset[2 * row], small_offset = x.offset[2 * row + 1];
-      const auto product = [&](int64_t o, Vec weight_scale) {
-        const Vec sum = FloatsOf(big + o, big_offset) * 256.0f + FloatsOf(small + o, small_offset);
-        return (sum * x.scale[row]) * weight_scale;
-      };
-      store(row, PanelRow{product(0, low_scale), product(kLanes, high_scale)});
-    }
-  }
+  const float* scale = x.scale.data();
+  const int32_t* offset = x.offset.data();
+  dot.Sums(x.values.data(), x.stride, 2 * rows, w.at(panel), w.quads, [&](int64_t bytes, const auto* sums) {
+    // High bytes, then low ones.
+    const auto product = [&](int64_t o, Vec weight_scale) {
+      const Vec sum = FloatsOf(sums[0] + o, offset[bytes]) * 256.0f + FloatsOf(sums[1] + o, offset[bytes + 1]);
+      return (sum * scale[bytes / 2]) * weight_scale;
+    };
+    store(bytes / 2, PanelRow{product(0, low_scale), product(kLanes, high_scale)});
+  });
 }
 
 // One of the weights that share their rows, and where its products go: y f32[rows, outputs].
@@ -159,7 +149,7 @@ inline Vec Activate(Activation activation, Vec x) {
   // silu(x) = x * sigmoid(x), and gelu(x) ~ x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
   const Vec inner = activation == Activation::kSilu ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
   const Vec e = ExpNegative(-Max(inner, -inner));
-  return x * (inner >= Vec{} ? 1.0f / (1.0f + e) : e / (1.0f + e));
+  return x * (inner >= Vec{} ? Splat(1.0f) : e) / (1.0f + e);
 }
 
 // h f32[rows, outputs] = activation(x @ gate^T) * (x @ up^T).
@@ -167,17 +157,19 @@ inline void Gated(Pool& pool, const QuantizedRows& x, int64_t rows, const Panels
                   Activation activation, int64_t outputs, float* h) {
   const int64_t chunks = std::min(gate.count, pool.threads() * kChunksPerThread);
   pool.For(chunks, [&](int64_t chunk) {
+    static thread_local AlignedVector<float> active;  // [rows, 32]: h itself is strewn over many pages
+    active.resize(rows * kPanel);
+    float* gates = active.data();
     const Dot dot(2 * rows);
     for (int64_t panel = gate.count * chunk / chunks; panel < gate.count * (chunk + 1) / chunks; ++panel) {
       const int64_t channels = std::min(kPanel, outputs - panel * kPanel);
-      float* y = h + panel * kPanel;
-      PanelProduct(dot, x, rows, gate, panel,
-                   [&](int64_t row, const PanelRow& values) { values.StoreTo(y + row * outputs, channels); });
-      PanelProduct(dot, x, rows, up, panel, [&](int64_t row, const PanelRow& values) {
-        float* to = y + row * outputs;
-        const PanelRow gated = PanelRow::LoadFrom(to, channels);
-        const Vec low = Activate(activation, gated.low) * values.low;
-        PanelRow{low, Activate(activation, gated.high) * values.high}.StoreTo(to, channels);
+      PanelProduct(dot, x, rows, gate, panel, [&](int64_t row, const PanelRow& of) {
+        PanelRow{Activate(activation, of.low), Activate(activation, of.high)}.StoreTo(gates + row * kPanel, kPanel);
+      });
+      PanelProduct(dot, x, rows, up, panel, [&](int64_t row, const PanelRow& of) {
+        const float* of_gate = gates + row * kPanel;
+        PanelRow{Load(of_gate) * of.low, Load(of_gate + kLanes) * of.high}.StoreTo(
+            h + row * outputs + panel * kPanel, channels);
       });
     }
   });

@@ -16,6 +16,8 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
+
 namespace tpustream {
 
 constexpr float kLevels = 127.0f;           // of a byte
@@ -28,7 +30,7 @@ inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) 
 
 struct QuantizedRows {
   int64_t stride = 0;
-  std::vector<int8_t> values;   // high bytes of row r at 2 r, low bytes at 2 r + 1
+  AlignedVector<int8_t> values;  // high bytes of row r at 2 r, low bytes at 2 r + 1
   std::vector<float> scale;     // of each row, NaN for one that is not finite
   std::vector<int32_t> offset;  // 128 * sum of a row of bytes: what the weights' offset adds
 
