@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "amx.h"
+#include "amx_sums.h"
 #include "dot.h"
 #include "pool.h"
 #include "rows.h"
@@ -44,7 +44,7 @@ inline void QuantizeRows(Pool& pool, const float* x, int64_t rows, int64_t input
 // The fastest way to sum for so many rows of bytes.
 class Dot {
  public:
-#if defined(__AMX_INT8__) && defined(__linux__)
+#if defined(TPUSTREAM_AMX)
   explicit Dot(int64_t rows) {
     if (rows >= kAmxFrom && AmxUsable()) tiles_.emplace();
   }
