@@ -12,6 +12,7 @@ from tpustream.config.model import ACTIVATIONS
 from tpustream.ops.cpu import calls, packed
 from tpustream.ops.int8 import xla
 from tpustream.ops.int8.quantize import dequantize, quantize, take_rows
+from tpustream.ops.norm import RowNorm
 from tpustream.ops.project import project
 
 
@@ -85,6 +86,26 @@ def test_feed_forward_equals_its_parts(kernels, activation):
         hidden = act(in_xla(x, gate)) * in_xla(x, up)
         wanted = in_xla(np.asarray(hidden), down)
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3 * np.nanmax(np.abs(wanted)))
+
+
+def test_what_stands_around_a_product(kernels):
+    """Norm before and sum behind, in whole panels and in part of one; no row meets another."""
+    gate, up, down = (quantize(normal(*shape, seed=shape[0])) for shape in ((90, 70), (90, 70), (70, 90)))
+    norm = RowNorm(scale=jnp.asarray(normal(70, seed=3)), epsilon=0.3)
+    x, plus = 2 * normal(130, 70, seed=1), 100 * normal(130, 70, seed=2)
+    held = [packed.pack(weight) for weight in (gate, up, down)]
+    product = jax.jit(functools.partial(calls.project, norm=norm))
+    fed = jax.jit(functools.partial(calls.feed_forward, activation="silu", norm=norm))
+    more = np.repeat(plus[:, :1], 90, axis=1)
+    of_gate, of_up = map(np.asarray, product(x, held[:2], plus=more))
+    wanted = np.asarray(norm(x))
+    np.testing.assert_allclose(of_up, in_xla(wanted, up), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(of_gate - more, in_xla(wanted, gate), rtol=1e-3, atol=1e-3)
+    whole = np.asarray(fed(x, *held, plus=plus))
+    alone = np.asarray(jax.jit(functools.partial(calls.feed_forward, activation="silu"))(wanted, *held))
+    np.testing.assert_allclose(whole - plus, alone, rtol=1e-3, atol=1e-3 * np.abs(alone).max())
+    for rows in (1, 2, 9, 40):
+        np.testing.assert_array_equal(fed(x[:rows], *held, plus=plus[:rows]), whole[:rows])
 
 
 def test_weights_come_back_from_their_panels():

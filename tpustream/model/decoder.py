@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int32
 
 from tpustream.config import ModelConfig
 from tpustream.core.params import ParamSpec
+from tpustream.ops.norm import RowNorm
 from tpustream.ops.project import Weight, feed_forward, project, project_each, take_rows
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
@@ -30,16 +31,19 @@ def _param(
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm (Zhang and Sennrich 2019); `scale` is the whole multiplier."""
+    """Root-mean-square norm with a scale of its own."""
 
     def __init__(self, size: int, axis: str, epsilon: float):
         self.scale = _param((size,), (axis,), keep_float32=True)
         self.epsilon = epsilon
 
+    @property
+    def of_rows(self) -> RowNorm:
+        """For a product that does it on the way."""
+        return RowNorm(scale=self.scale[...], epsilon=self.epsilon)
+
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        wide = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * inverse * self.scale[...]).astype(x.dtype)
+        return self.of_rows(x)
 
 
 class Attention(nnx.Module):
@@ -61,16 +65,19 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(c.head_dim, "head_dim", c.norm_eps)
             self.k_norm = RMSNorm(c.head_dim, "head_dim", c.norm_eps)
 
-    def __call__(self, x: Float[Array, "rows D"], attend: Attend) -> tuple[Float[Array, "rows D"], Any]:
+    def __call__(
+        self, x: Float[Array, "rows D"], attend: Attend, *, norm: RowNorm, plus: Array | None
+    ) -> tuple[Float[Array, "rows D"], Any]:
+        """plus + attention(norm(x)), and what `attend` kept."""
         weights = [w.get_value() for w in (self.q, self.k, self.v)]
-        q, k, v = project_each(x, weights, out_dtype=x.dtype)
+        q, k, v = project_each(x, weights, out_dtype=x.dtype, norm=norm)
         if self.has_bias:
             q, k, v = ((a + b[...]).astype(x.dtype) for a, b in
                        ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))  # fmt: skip
         if self.has_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         out, kept = attend(q, k, v)
-        return project(out, self.o.get_value(), out_dtype=x.dtype), kept
+        return project(out, self.o.get_value(), out_dtype=x.dtype, plus=plus), kept
 
 
 class FeedForward(nnx.Module):
@@ -82,9 +89,12 @@ class FeedForward(nnx.Module):
         self.down = _param((c.embed_dim, c.ffw_dim), ("embed", "ffw"))
         self.activation = c.activation
 
-    def __call__(self, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
+    def __call__(
+        self, x: Float[Array, "rows D"], *, norm: RowNorm, plus: Array | None
+    ) -> Float[Array, "rows D"]:
+        """plus + what the layer makes of norm(x)."""
         weights = (w.get_value() for w in (self.gate, self.up, self.down))
-        return feed_forward(x, *weights, activation=self.activation)
+        return feed_forward(x, *weights, activation=self.activation, norm=norm, plus=plus)
 
 
 class Layer(nnx.Module):
@@ -102,11 +112,13 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Float[Array, "rows D"], attend: Attend) -> tuple[Float[Array, "rows D"], Any]:
         with jax.named_scope("attention"):
-            attended, kept = self.attn(self.attn_norm(x), attend)
-            x = x + (self.post_attn_norm(attended) if self.has_post_norms else attended)
+            plus = None if self.has_post_norms else x
+            attended, kept = self.attn(x, attend, norm=self.attn_norm.of_rows, plus=plus)
+            x = x + self.post_attn_norm(attended) if self.has_post_norms else attended
         with jax.named_scope("feed_forward"):
-            fed = self.mlp(self.mlp_norm(x))
-            return x + (self.post_mlp_norm(fed) if self.has_post_norms else fed), kept
+            plus = None if self.has_post_norms else x
+            fed = self.mlp(x, norm=self.mlp_norm.of_rows, plus=plus)
+            return x + self.post_mlp_norm(fed) if self.has_post_norms else fed, kept
 
 
 class Embedding(nnx.Module):

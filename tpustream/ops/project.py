@@ -14,46 +14,70 @@ from tpustream.ops.int8 import quantize
 from tpustream.ops.int8.parts import WeightParts, cut_inputs
 from tpustream.ops.int8.quantize import Int8Weight
 from tpustream.ops.matmul import einsum
+from tpustream.ops.norm import RowNorm
 
 Weight = Float[Array, "..."] | Int8Weight | PackedWeight | WeightParts
 
 
-def project(x: Float[Array, "rows *i"], w: Weight, *, out_dtype: jnp.dtype) -> Float[Array, "rows *o"]:
-    """Rows of x times a weight stored [out..., in...], over all axes that x has beside its rows.
+def project(
+    x: Float[Array, "rows *i"],
+    w: Weight,
+    *,
+    out_dtype: jnp.dtype,
+    plus: Float[Array, "rows *o"] | None = None,
+) -> Float[Array, "rows *o"]:
+    """Rows of x times a weight stored [out..., in...], over all axes that x has beside its rows, and `plus`.
 
     Axes are flattened first: XLA:CPU transposes a weight of three axes at every call.
     """
-    if isinstance(w, WeightParts):
-        products = [project(some, part, out_dtype=jnp.float32) for some, part in cut_inputs(x, w)]
-        return sum(products[1:], start=products[0]).astype(out_dtype)
     if isinstance(w, PackedWeight):
-        return calls.project(x, [w])[0].astype(out_dtype)
-    if isinstance(w, Int8Weight):
-        return int8.project(x, w, out_dtype=out_dtype)
-    inner = math.prod(x.shape[1:])
-    outer = w.shape[: w.ndim - (x.ndim - 1)]
-    flat = einsum("ri,oi->ro", x.reshape(-1, inner), w.reshape(-1, inner), out_dtype=out_dtype)
-    return flat.reshape(-1, *outer)
+        return calls.project(x, [w], plus=plus)[0].astype(out_dtype)
+    if isinstance(w, WeightParts):
+        product = None
+        for some, part in cut_inputs(x, w):
+            product = project(some, part, out_dtype=jnp.float32, plus=product)
+        product = product.astype(out_dtype)
+    elif isinstance(w, Int8Weight):
+        product = int8.project(x, w, out_dtype=out_dtype)
+    else:
+        inner = math.prod(x.shape[1:])
+        outer = w.shape[: w.ndim - (x.ndim - 1)]
+        flat = einsum("ri,oi->ro", x.reshape(-1, inner), w.reshape(-1, inner), out_dtype=out_dtype)
+        product = flat.reshape(-1, *outer)
+    return product if plus is None else plus + product
 
 
 def project_each(
-    x: Float[Array, "rows *i"], weights: Sequence[Weight], *, out_dtype: jnp.dtype
+    x: Float[Array, "rows D"], weights: Sequence[Weight], *, out_dtype: jnp.dtype, norm: RowNorm
 ) -> list[Float[Array, "rows *o"]]:
-    """The same rows times several weights."""
+    """The same rows, normalized, times several weights."""
     if all(isinstance(w, PackedWeight) for w in weights):
-        return [product.astype(out_dtype) for product in calls.project(x, weights)]
-    return [project(x, w, out_dtype=out_dtype) for w in weights]
+        return [product.astype(out_dtype) for product in calls.project(x, weights, norm=norm)]
+    normal = norm(x)
+    return [project(normal, w, out_dtype=out_dtype) for w in weights]
 
 
 def feed_forward(
-    x: Float[Array, "rows D"], gate: Weight, up: Weight, down: Weight, *, activation: str
+    x: Float[Array, "rows D"],
+    gate: Weight,
+    up: Weight,
+    down: Weight,
+    *,
+    activation: str,
+    norm: RowNorm,
+    plus: Float[Array, "rows D"] | None = None,
 ) -> Float[Array, "rows D"]:
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020); `activation` is "silu" or "gelu_tanh"."""
+    """plus + down(activation(gate(n)) * up(n)), where n is norm(x) (Shazeer 2020).
+
+    `activation` is "silu" or "gelu_tanh".
+    """
     if all(isinstance(w, PackedWeight) for w in (gate, up, down)):
-        return calls.feed_forward(x, gate, up, down, activation=activation).astype(x.dtype)
-    gated, raised = project_each(x, (gate, up), out_dtype=x.dtype)
+        return calls.feed_forward(x, gate, up, down, activation=activation, norm=norm, plus=plus).astype(
+            x.dtype
+        )
+    gated, raised = project_each(x, (gate, up), out_dtype=x.dtype, norm=norm)
     active = jax.nn.silu(gated) if activation == "silu" else jax.nn.gelu(gated, approximate=True)
-    return project(active * raised, down, out_dtype=x.dtype)
+    return project(active * raised, down, out_dtype=x.dtype, plus=plus)
 
 
 def take_rows(w: Weight, index: Int32[Array, "rows"], *, dtype: jnp.dtype) -> Float[Array, "rows D"]:

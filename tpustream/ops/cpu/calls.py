@@ -14,34 +14,59 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from tpustream.ops.cpu.packed import PackedWeight
 from tpustream.ops.int8.xla import flat_rows
+from tpustream.ops.norm import RowNorm
 
 HEAD_MULTIPLE = 16  # attention takes heads of whole vectors
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 UNBOUNDED = 2**30  # a window that nothing leaves
 
 
-def project(x: Float[Array, "rows *i"], weights: Sequence[PackedWeight]) -> list[Float[Array, "rows *o"]]:
-    """x times each of the weights, float32: the same bits as xla.matmul in its dynamic form.
+def project(
+    x: Float[Array, "rows *i"],
+    weights: Sequence[PackedWeight],
+    *,
+    norm: RowNorm | None = None,
+    plus: Float[Array, "rows *o"] | None = None,
+) -> list[Float[Array, "rows *o"]]:
+    """norm(x) times each of the weights, float32: without norm and plus the same bits as xla.matmul in its
+    dynamic form.
 
     Rows are turned into bytes once. Raises ValueError for inputs that do not fit.
+
+    Args:
+      plus: added to the first product.
     """
     flat = _flat(x, weights)
     results = [jax.ShapeDtypeStruct((flat.shape[0], math.prod(w.outer)), jnp.float32) for w in weights]
     buffers = [buffer for weight in weights for buffer in (weight.bytes, weight.scale)]
-    out = jax.ffi.ffi_call("tpustream_project", results)(flat, *buffers)
+    call = jax.ffi.ffi_call("tpustream_project", results)
+    out = call(flat, *_around(norm, plus), *buffers, epsilon=_epsilon(norm))
     return [product.reshape(-1, *weight.outer) for product, weight in zip(out, weights, strict=True)]
 
 
 def feed_forward(
-    x: Float[Array, "rows D"], gate: PackedWeight, up: PackedWeight, down: PackedWeight, *, activation: str
+    x: Float[Array, "rows D"],
+    gate: PackedWeight,
+    up: PackedWeight,
+    down: PackedWeight,
+    *,
+    activation: str,
+    norm: RowNorm | None = None,
+    plus: Float[Array, "rows D"] | None = None,
 ) -> Float[Array, "rows D"]:
-    """down(activation(gate(x)) * up(x)), float32. Raises ValueError for inputs that do not fit."""
+    """plus + down(activation(gate(n)) * up(n)), float32, where n is norm(x).
+
+    Raises ValueError for inputs that do not fit.
+    """
     flat = _flat(x, (gate, up))
     result = jax.ShapeDtypeStruct((flat.shape[0], math.prod(down.outer)), jnp.float32)
     call = jax.ffi.ffi_call("tpustream_feed_forward", result)
-    hidden, number = np.int64(down.inputs), np.int64(ACTIVATIONS[activation])
-    buffers = (gate.bytes, gate.scale, up.bytes, up.scale, down.bytes, down.scale)
-    return call(flat, *buffers, hidden=hidden, activation=number)
+    return call(
+        *(flat, *_around(norm, plus), gate.bytes, gate.scale, up.bytes, up.scale, down.bytes, down.scale),
+        hidden=np.int64(down.inputs),
+        activation=np.int64(ACTIVATIONS[activation]),
+        epsilon=_epsilon(norm),
+    )
 
 
 def ring_attention(
@@ -123,3 +148,14 @@ def _flat(x: Float[Array, "rows *i"], weights: Sequence[PackedWeight]) -> Float[
     """Rows that fit all of the weights. Raises ValueError."""
     flat, *_ = (flat_rows(x, weight.inputs) for weight in weights)
     return flat.astype(jnp.float32)
+
+
+def _around(norm: RowNorm | None, plus: Float[Array, "rows *o"] | None) -> tuple[Array, Array]:
+    """What comes before a product and after it; empty for nothing."""
+    nothing = jnp.zeros(0, jnp.float32)
+    scale = nothing if norm is None else norm.scale.astype(jnp.float32)
+    return scale, nothing if plus is None else plus.astype(jnp.float32)
+
+
+def _epsilon(norm: RowNorm | None) -> np.float32:
+    return np.float32(0 if norm is None else norm.epsilon)

@@ -36,10 +36,28 @@ ffi::ErrorOr<Panels> PanelsOf(const Bytes& bytes, const Floats& scale, int64_t i
   return Panels{bytes.typed_data(), scale.typed_data(), shape[0], shape[1]};
 }
 
-// x f32[rows, inputs], then (bytes, scale) of each weight -> y f32[rows, outputs] of each.
-ffi::Error Project(Floats x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+// `scale` is of x's inputs, or empty for no norm.
+ffi::ErrorOr<RowNorm> NormOf(const Floats& scale, float epsilon, int64_t inputs) {
+  const int64_t count = scale.element_count();
+  if (count != 0 && count != inputs) return ffi::Unexpected(Refuse("norm: wanted a scale for each input of x"));
+  return RowNorm{count ? scale.typed_data() : nullptr, epsilon};
+}
+
+// `plus` is as large as y, or empty for none.
+ffi::ErrorOr<const float*> PlusOf(const Floats& plus, const Floats& y) {
+  if (plus.element_count() == 0) return nullptr;
+  if (plus.element_count() != y.element_count()) return ffi::Unexpected(Refuse("plus: wanted the shape of y"));
+  return plus.typed_data();
+}
+
+// x f32[rows, inputs], then (bytes, scale) of each weight -> y f32[rows, outputs] of each, `plus` added to the
+// first.
+ffi::Error Project(Floats x, Floats norm_scale, Floats plus, ffi::RemainingArgs weights,
+                   ffi::RemainingRets results, float epsilon) {
   const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
   if (weights.size() != 2 * results.size()) return Refuse("weights: wanted bytes and scale for each result");
+  const auto norm = NormOf(norm_scale, epsilon, inputs);
+  if (norm.has_error()) return norm.error();
   std::vector<Target> targets;
   for (size_t i = 0; i < results.size(); ++i) {
     auto bytes = weights.get<Bytes>(2 * i);
@@ -48,38 +66,49 @@ ffi::Error Project(Floats x, ffi::RemainingArgs weights, ffi::RemainingRets resu
     if (!bytes || !scale || !y) return Refuse("weights: wanted u8 bytes and f32 scales, f32 results");
     const auto panels = PanelsOf(*bytes, *scale, inputs);
     if (panels.has_error()) return panels.error();
-    targets.push_back({*panels, (*y)->typed_data(), (*y)->dimensions()[1]});
+    targets.push_back({*panels, (*y)->typed_data(), (*y)->dimensions()[1], nullptr});
+    if (i > 0) continue;
+    const auto more = PlusOf(plus, **y);
+    if (more.has_error()) return more.error();
+    targets[0].plus = *more;
   }
   Pool& pool = Pool::Get();
   static thread_local QuantizedRows quantized;  // kept, so that a call allocates nothing
   for (int64_t first = 0; first < rows; first += kRowBlock) {
     const int64_t block = std::min(kRowBlock, rows - first);
-    QuantizeRows(pool, x.typed_data() + first * inputs, block, inputs, &quantized);
+    QuantizeRows(pool, x.typed_data() + first * inputs, block, inputs, *norm, &quantized);
     Product(pool, quantized, block, targets);
-    for (Target& target : targets) target.y += block * target.outputs;
+    for (Target& target : targets) target.Skip(block);
   }
   return ffi::Error::Success();
 }
 
-// x f32[rows, inputs] -> y f32[rows, outputs] through a gated feed-forward layer.
-ffi::Error FeedForward(Floats x, Bytes gate, Floats gate_scale, Bytes up, Floats up_scale, Bytes down,
-                       Floats down_scale, ffi::Result<Floats> y, int64_t hidden, int64_t activation) {
+// x f32[rows, inputs] -> y f32[rows, outputs] through a gated feed-forward layer, `plus` added.
+ffi::Error FeedForward(Floats x, Floats norm_scale, Floats plus, Bytes gate, Floats gate_scale, Bytes up,
+                       Floats up_scale, Bytes down, Floats down_scale, ffi::Result<Floats> y, int64_t hidden,
+                       int64_t activation, float epsilon) {
   const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
   const auto gate_panels = PanelsOf(gate, gate_scale, inputs), up_panels = PanelsOf(up, up_scale, inputs);
   const auto down_panels = PanelsOf(down, down_scale, hidden);
   for (const auto* panels : {&gate_panels, &up_panels, &down_panels})
     if (panels->has_error()) return panels->error();
   if (gate_panels->count != up_panels->count) return Refuse("up: wanted as many outputs as gate");
+  const auto norm = NormOf(norm_scale, epsilon, inputs);
+  if (norm.has_error()) return norm.error();
+  const auto more = PlusOf(plus, *y);
+  if (more.has_error()) return more.error();
+  Target target{*down_panels, y->typed_data(), outputs, *more};
   Pool& pool = Pool::Get();
   static thread_local QuantizedRows quantized;
-  static thread_local std::vector<float> h;
+  static thread_local AlignedVector<float> h;
   h.resize(std::min(kRowBlock, rows) * hidden);
   for (int64_t first = 0; first < rows; first += kRowBlock) {
     const int64_t block = std::min(kRowBlock, rows - first);
-    QuantizeRows(pool, x.typed_data() + first * inputs, block, inputs, &quantized);
+    QuantizeRows(pool, x.typed_data() + first * inputs, block, inputs, *norm, &quantized);
     Gated(pool, quantized, block, *gate_panels, *up_panels, static_cast<Activation>(activation), hidden, h.data());
-    QuantizeRows(pool, h.data(), block, hidden, &quantized);
-    Product(pool, quantized, block, {{*down_panels, y->typed_data() + first * outputs, outputs}});
+    QuantizeRows(pool, h.data(), block, hidden, RowNorm{}, &quantized);
+    Product(pool, quantized, block, {target});
+    target.Skip(block);
   }
   return ffi::Error::Success();
 }
@@ -153,10 +182,18 @@ ffi::Error Chunk(Floats q, Floats k, Floats v, Integers start, Integers count, F
 }  // namespace tpustream
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_project, tpustream::Project,
-                              ffi::Ffi::Bind().Arg<tpustream::Floats>().RemainingArgs().RemainingRets());
+                              ffi::Ffi::Bind()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Floats>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<float>("epsilon"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_feed_forward, tpustream::FeedForward,
                               ffi::Ffi::Bind()
+                                  .Arg<tpustream::Floats>()
+                                  .Arg<tpustream::Floats>()
                                   .Arg<tpustream::Floats>()
                                   .Arg<tpustream::Bytes>()
                                   .Arg<tpustream::Floats>()
@@ -166,7 +203,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(tpustream_feed_forward, tpustream::FeedForward,
                                   .Arg<tpustream::Floats>()
                                   .Ret<tpustream::Floats>()
                                   .Attr<int64_t>("hidden")
-                                  .Attr<int64_t>("activation"));
+                                  .Attr<int64_t>("activation")
+                                  .Attr<float>("epsilon"));
 
 #define TPUSTREAM_RING_ARGUMENTS      \
   Arg<tpustream::Floats>()            \

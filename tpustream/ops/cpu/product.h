@@ -32,12 +32,17 @@ struct Panels {
   const uint8_t* at(int64_t panel) const { return bytes + panel * quads * kPanel * kQuad; }
 };
 
-inline void QuantizeRows(Pool& pool, const float* x, int64_t rows, int64_t inputs, QuantizedRows* out) {
+inline void QuantizeRows(Pool& pool, const float* x, int64_t rows, int64_t inputs, const RowNorm& norm,
+                         QuantizedRows* out) {
   out->Resize(rows, inputs);
   const int64_t chunks = rows <= kSerialRows ? 1 : std::min(rows, pool.threads() * kChunksPerThread);
   pool.For(chunks, [&](int64_t chunk) {
-    for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row)
-      out->Quantize(row, x + row * inputs, inputs);
+    static thread_local AlignedVector<float> normal;
+    normal.resize(RoundUp(inputs, kLanes));
+    for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row) {
+      if (norm.scale) norm(x + row * inputs, inputs, normal.data());
+      out->Quantize(row, norm.scale ? normal.data() : x + row * inputs, inputs);
+    }
   });
 }
 
@@ -88,6 +93,11 @@ struct PanelRow {
       std::copy_n(whole, channels, to);
     }
   }
+
+  PanelRow Plus(const float* from, int64_t channels) const {
+    return {low + LoadPart(from, std::min<int64_t>(channels, kLanes)),
+            channels > kLanes ? high + LoadPart(from + kLanes, channels - kLanes) : high};
+  }
 };
 
 inline Vec FloatsOf(const int32_t* sums, int32_t offset) {
@@ -113,11 +123,17 @@ void PanelProduct(const Dot& dot, const QuantizedRows& x, int64_t rows, const Pa
   });
 }
 
-// One of the weights that share their rows, and where its products go: y f32[rows, outputs].
+// One of the weights that share their rows, and where its products go: y f32[rows, outputs] = plus + x @ weight^T.
 struct Target {
   Panels weight;
   float* y;
   int64_t outputs;
+  const float* plus;  // [rows, outputs], null for none
+
+  void Skip(int64_t rows) {
+    y += rows * outputs;
+    if (plus) plus += rows * outputs;
+  }
 };
 
 inline void Product(Pool& pool, const QuantizedRows& x, int64_t rows, const std::vector<Target>& targets) {
@@ -131,9 +147,9 @@ inline void Product(Pool& pool, const QuantizedRows& x, int64_t rows, const std:
       const int64_t last = std::min(end, target.weight.count);
       for (int64_t panel = begin; panel < last; ++panel) {
         const int64_t channels = std::min(kPanel, target.outputs - panel * kPanel);
-        float* y = target.y + panel * kPanel;
         PanelProduct(dot, x, rows, target.weight, panel, [&](int64_t row, const PanelRow& values) {
-          values.StoreTo(y + row * target.outputs, channels);
+          const int64_t at = row * target.outputs + panel * kPanel;
+          (target.plus ? values.Plus(target.plus + at, channels) : values).StoreTo(target.y + at, channels);
         });
       }
       begin = std::max<int64_t>(begin - target.weight.count, 0);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "vec.h"
 
 namespace tpustream {
 
@@ -27,6 +28,24 @@ constexpr int64_t kRowMultiple = 32;    // rows too: tiles read whole
 constexpr int64_t kInputMultiple = 64;  // inputs are padded to this, in rows and in weights
 
 inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Root-mean-square norm of a row (Zhang and Sennrich 2019): x / sqrt(mean(x^2) + epsilon) * scale.
+struct RowNorm {
+  const float* scale;  // null for none
+  float epsilon;
+
+  // `to` has room for whole vectors.
+  void operator()(const float* x, int64_t inputs, float* to) const {
+    Vec squares{};
+    for (int64_t i = 0; i < inputs; i += kLanes) {
+      const Vec part = LoadPart(x + i, inputs - i);
+      squares += part * part;
+    }
+    const float inverse = 1.0f / std::sqrt(Sum(squares) / static_cast<float>(inputs) + epsilon);
+    for (int64_t i = 0; i < inputs; i += kLanes)
+      Store(to + i, LoadPart(x + i, inputs - i) * inverse * LoadPart(scale + i, inputs - i));
+  }
+};
 
 struct QuantizedRows {
   int64_t stride = 0;
