@@ -1,8 +1,8 @@
 """Runs a command of tpustream with a scripted model: `python command.py MODULE FLAGS...`.
 
---model says how the model behaves: echo (says the prompt back), slow (the same, slowly), plain (has no
-chat template), failing (its stream fails), dying (the engine fails with its first stream), missing,
-broken or hanging (while it loads).
+--model says how the model behaves: echo (says the prompt back), slow and brisk (the same, in more or less
+time), plain (has no chat template), failing (its stream fails), dying (the engine fails with its first
+stream), missing, broken or hanging (while it loads).
 """
 
 import runpy
@@ -26,7 +26,8 @@ def load_runtime(model, config, *, quiet=False):
         print("hanging", flush=True)
         time.sleep(60)
     engine = ScriptedEngine(slots=config.slots, max_prompt=200)
-    engine.script = lambda request: say(bytes(request.prompt), pause=0.1 if model == "slow" else 0.0)
+    pause = {"slow": 0.1, "brisk": 0.01}.get(model, 0.0)
+    engine.script = lambda request: say(bytes(request.prompt), pause=pause)
     if model == "failing":
         engine.script = lambda _: say("half", end=FAILURE)
     if model == "dying":

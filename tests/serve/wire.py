@@ -22,16 +22,27 @@ def stream(http: httpx.Client, path: str, body: dict[str, Any]) -> tuple[list[di
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    """JSON objects of a stream's events; checks their form, their ids, and that [DONE] is the last."""
-    data = []
+    """JSON objects of a stream's events; checks their form, their ids, and that [DONE] is the last.
+
+    Each event counts one, for some choice, in the position that its id holds; an error and the [DONE]
+    after it count nothing.
+    """
+    data, streams, count, failed = [], set(), 0, False
     for block in text.removesuffix("\n\n").split("\n\n"):
         if block.startswith(":"):
             continue
         id_line, data_line = block.split("\n")
-        assert id_line == f"id: {len(data)}"
+        stream, position = id_line.removeprefix("id: ").split(":")
         data.append(data_line.removeprefix("data: "))
+        failed = failed or data[-1].startswith('{"error"')
+        count += not failed
+        assert sum(map(int, position.split("."))) == count
+        streams.add(stream)
+    assert len(streams) == 1
     assert data.pop() == "[DONE]"
-    return [json.loads(event) for event in data]
+    events = [json.loads(event) for event in data]
+    assert {event["id"] for event in events if "id" in event} <= streams
+    return events
 
 
 def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
                 f"{host} can be reached from other machines: wanted --api_keys_file, --jwt_key_file or, to "
                 "serve everybody, --allow_anonymous"
             )
+        stream_store = options.stream_store_from_flags()
     except (ValueError, OSError, ImportError) as error:
         return report(str(error))
     application = create_app(
@@ -83,6 +84,7 @@ def main(argv: list[str]) -> int:
         access=access,
         cors_origins=tuple(options.CORS_ORIGINS.value),
         traces=traces,
+        stream_store=stream_store,
     )
     service: Service = application.state.service
     server = Server(
@@ -105,6 +107,7 @@ def main(argv: list[str]) -> int:
     )
     loading.start()
     server.run(sockets=[bound])
+    application.state.answers.close()
     if traces is not None:
         traces.close()
     if service.failure is not None:

@@ -21,6 +21,10 @@ from tpustream.serve.observe.route import metric_routes
 from tpustream.serve.observe.traces import Traces
 from tpustream.serve.responses import response_routes
 from tpustream.serve.responses.schema import ResponsesRequest
+from tpustream.serve.resume.answers import Answers
+from tpustream.serve.resume.database import StreamDatabase
+from tpustream.serve.resume.routes import stream_routes
+from tpustream.serve.resume.shelf import Shelf
 from tpustream.serve.schema import (
     ChatRequest,
     CompletionRequest,
@@ -50,6 +54,7 @@ def create_app(
     access: Access | None = None,
     cors_origins: tuple[str, ...] = (),
     traces: Traces | None = None,
+    stream_store: StreamDatabase | None = None,
 ) -> FastAPI:
     """The ASGI application that serves `runtime`; its Service is `app.state.service`.
 
@@ -61,6 +66,7 @@ def create_app(
       access: who may enter; None lets everybody in.
       cors_origins: web pages that may call from a browser, "*" for all.
       traces: gets a span of every request; None for none.
+      stream_store: where kept answers outlive this process; `app.state.answers.close()` writes what is left.
     """
     settings = settings or Settings()
     metrics = Metrics(gap_threshold=settings.gap_threshold, memory_bandwidth=settings.memory_bandwidth)
@@ -69,8 +75,16 @@ def create_app(
         service.attach(runtime)
     app = FastAPI(title="tpustream", version=__version__, redirect_slashes=False)
     app.state.service = service
-    app.include_router(chat_routes(service, settings))
-    app.include_router(completion_routes(service, settings))
+    shelf = Shelf(
+        window=settings.resume_window,
+        most=settings.kept_answers,
+        most_bytes=settings.kept_bytes,
+        database=stream_store,
+    )
+    app.state.answers = answers = Answers(service, settings, shelf)
+    app.include_router(chat_routes(service, answers))
+    app.include_router(completion_routes(service, settings, answers))
+    app.include_router(stream_routes(answers))
     app.include_router(embedding_routes(service, settings))
     app.include_router(response_routes(service, settings))
     app.include_router(tokenizing_routes(service, settings))

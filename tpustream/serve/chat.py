@@ -9,9 +9,11 @@ from starlette.responses import Response
 from tpustream.core.errors import InvalidRequest
 from tpustream.core.request import Delta
 from tpustream.serve import refused
-from tpustream.serve.answer import Settings, answer, check_prompt
+from tpustream.serve.answer import Ask, Route, check_prompt
+from tpustream.serve.exchange import Exchange
 from tpustream.serve.logprobs import chat_logprobs
 from tpustream.serve.refused import refuse
+from tpustream.serve.resume.answers import Answers
 from tpustream.serve.sampling import chat_sampling
 from tpustream.serve.schema import ChatRequest, Message
 from tpustream.serve.service import ServedRuntime, Service
@@ -22,14 +24,12 @@ ROLES = ("system", "developer", "user", "assistant")
 OWN_VARIABLES = ("self", "messages", "add_generation_prompt", "tools")
 
 
-def chat_routes(service: Service, settings: Settings) -> APIRouter:
+def chat_routes(service: Service, answers: Answers) -> APIRouter:
     """The chat route of `service`."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", summary="Answer a conversation")
-    async def chat(http: Request) -> Response:
+    async def prepare(body: ChatRequest, _: Exchange) -> Ask:
         runtime = service.ready()
-        body = await settings.read(http, ChatRequest)
         service.check_model(body.model)
         refuse(body, refused.CHAT)
         sampling = chat_sampling(body, runtime.engine.vocab_size)
@@ -38,17 +38,19 @@ def chat_routes(service: Service, settings: Settings) -> APIRouter:
         variables = template_variables(body.chat_template_kwargs, body.verbosity)
         # Rendering and encoding a long conversation takes long enough to hold up every stream.
         prompt = await asyncio.to_thread(encode_chat, runtime, service.chat_template, messages, variables)
-        return await answer(
-            http,
-            service,
-            settings,
-            body,
+        return Ask(
             prompts=[prompt],
             param="messages",
             sampling=sampling,
             dialect=ChatDialect(runtime.tokenizer, logprobs=sampling.logprobs is not None),
-            id_prefix="chatcmpl-",
         )
+
+    route = Route(path="/v1/chat/completions", schema=ChatRequest, id_prefix="chatcmpl-", prepare=prepare)
+    answers.add(route)
+
+    @router.post(route.path, summary="Answer a conversation")
+    async def chat(http: Request) -> Response:
+        return await answers.post(http, route)
 
     return router
 

@@ -10,26 +10,24 @@ from starlette.responses import Response
 from tpustream.core.errors import InvalidRequest
 from tpustream.core.request import Delta
 from tpustream.serve import refused
-from tpustream.serve.answer import Settings, answer, check_prompt
-from tpustream.serve.exchange import exchange_of
+from tpustream.serve.answer import Ask, Route, Settings, check_prompt
+from tpustream.serve.exchange import Exchange
 from tpustream.serve.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from tpustream.serve.refused import refuse
+from tpustream.serve.resume.answers import Answers
 from tpustream.serve.sampling import candidates, completion_sampling
 from tpustream.serve.schema import CompletionRequest
 from tpustream.serve.scores import scored
 from tpustream.serve.service import ServedRuntime, Service
-from tpustream.serve.transport import CLIENT_CLOSED, until_gone
 from tpustream.text.vocabulary import Tokenizer
 
 
-def completion_routes(service: Service, settings: Settings) -> APIRouter:
+def completion_routes(service: Service, settings: Settings, answers: Answers) -> APIRouter:
     """The text completion route of `service`."""
     router = APIRouter()
 
-    @router.post("/v1/completions", summary="Continue a text")
-    async def complete(http: Request) -> Response:
+    async def prepare(body: CompletionRequest, exchange: Exchange) -> Ask:
         runtime = service.ready()
-        body = await settings.read(http, CompletionRequest)
         service.check_model(body.model)
         refuse(body, refused.COMPLETION)
         sampling = completion_sampling(body, runtime.engine.vocab_size)
@@ -40,8 +38,7 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
         ids, texts = await asyncio.to_thread(encode_prompts, runtime, prompts, bool(body.echo))
         echoed = None
         if body.echo and body.logprobs is not None:
-            exchange = exchange_of(http.scope)
-            scoring = scored(
+            scores = await scored(
                 service,
                 runtime,
                 ids,
@@ -49,19 +46,12 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
                 timeout=settings.request_timeout,
                 logprobs=body.logprobs,
             )
-            scores = await until_gone(scoring, http.receive)
-            if scores is None:
-                return Response(status_code=CLIENT_CLOSED)
             exchange.client.spend(-exchange.prompt_tokens)  # the answer is charged the same prompts
             echoed = [
                 prompt_logprobs(prompt, score.logprobs, text, runtime.tokenizer)
                 for prompt, score, text in zip(ids, scores, texts, strict=True)
             ]
-        return await answer(
-            http,
-            service,
-            settings,
-            body,
+        return Ask(
             prompts=ids,
             param="prompt",
             sampling=sampling,
@@ -72,8 +62,14 @@ def completion_routes(service: Service, settings: Settings) -> APIRouter:
                 logprobs=sampling.logprobs is not None,
                 echoed_logprobs=[of for of in echoed or () for _ in range(body.n or 1)],
             ),
-            id_prefix="cmpl-",
         )
+
+    route = Route(path="/v1/completions", schema=CompletionRequest, id_prefix="cmpl-", prepare=prepare)
+    answers.add(route)
+
+    @router.post(route.path, summary="Continue a text")
+    async def complete(http: Request) -> Response:
+        return await answers.post(http, route)
 
     return router
 

@@ -12,6 +12,7 @@ from tpustream.serve.answer import Settings
 from tpustream.serve.body import MAX_BODY_BYTES
 from tpustream.serve.observe.logs import FORMATS
 from tpustream.serve.protocol import ConnectionBounds
+from tpustream.serve.resume.database import StreamDatabase
 from tpustream.serve.server import DRAIN_SECONDS, Certificate
 from tpustream.serve.slow_readers import SLOW_READERS
 
@@ -97,6 +98,25 @@ SLOW_SECONDS = flags.DEFINE_float(
     "Seconds that a paused stream keeps its slot while its client reads nothing; then it ends with an error.",
     lower_bound=0.001,
 )
+RESUME_WINDOW = flags.DEFINE_float(
+    "resume_window_seconds",
+    Settings.resume_window,
+    "Seconds for which an answer with an Idempotency-Key or stream_options.resumable waits for its client "
+    "to come back, whether it runs or has ended; 0 keeps no answers.",
+    lower_bound=0.0,
+)
+RESUME_STREAMS = flags.DEFINE_integer(
+    "resume_streams", Settings.kept_answers, "Answers that are kept at most for that.", lower_bound=1
+)
+RESUME_MB = flags.DEFINE_integer(
+    "resume_mb", Settings.kept_bytes // 2**20, "Memory (MiB) that they may take.", lower_bound=1
+)
+STREAM_STORE = flags.DEFINE_string(
+    "stream_store",
+    None,
+    "File (SQLite) by which a restarted server goes on with kept answers: it makes them again and compares "
+    "checksums. It holds the requests, prompts included, for as long as they are kept. None: memory only.",
+)
 REQUEST_TIMEOUT = flags.DEFINE_float(
     "request_timeout", 0.0, "Seconds that an answer may take in all; 0 is no bound.", lower_bound=0.0
 )
@@ -167,10 +187,22 @@ def settings_from_flags() -> Settings:
         max_unread_tokens=MAX_UNREAD.value,
         slow_readers=SLOW.value,
         slow_reader_seconds=SLOW_SECONDS.value,
+        resume_window=RESUME_WINDOW.value,
+        kept_answers=RESUME_STREAMS.value,
+        kept_bytes=RESUME_MB.value * 2**20,
         gap_threshold=GAP_THRESHOLD.value / 1000,
         memory_bandwidth=MEMORY_BANDWIDTH.value * 1e9 or None,
         ignored_fields=tuple(IGNORED.value),
     )
+
+
+def stream_store_from_flags() -> StreamDatabase | None:
+    """The database of kept answers; None for none. Raises ValueError or OSError."""
+    if STREAM_STORE.value is None:
+        return None
+    if not RESUME_WINDOW.value:
+        raise ValueError("--stream_store: wanted --resume_window_seconds above 0 with it, got 0")
+    return StreamDatabase(Path(STREAM_STORE.value), window=RESUME_WINDOW.value)
 
 
 def bounds_from_flags() -> ConnectionBounds:

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from pydantic_core import to_json
 
 from tpustream.core.request import GOOD_ENDS, Delta, FinishReason
-from tpustream.serve.errors import SERVER, ApiError, envelope, unavailable
+from tpustream.serve.errors import SERVER, ApiError, unavailable
+from tpustream.serve.events import DONE, Event
 from tpustream.serve.tokens import Generation
 
-KEEP_ALIVE = b": keep-alive\n\n"
 PADDED = 64
 RETRY_EXPIRED = 1  # seconds
 
@@ -100,15 +100,15 @@ def likeliest(answers: list[Delta], count: int) -> list[Delta]:
 
 async def stream_reply(
     generation: Generation, dialect: Dialect, heading: Heading, keep_alive: float
-) -> AsyncIterator[bytes]:
-    """Server-sent events of an answer, several joined where several came at once.
+) -> AsyncIterator[list[Event]]:
+    """Events of an answer, several where several came at once; none after `keep_alive` seconds of silence.
 
-    A chunk is sent when there is text to show or the choice ends; tokens without text wait for it. News
-    of prefill are chunks without a choice, where the requests ask for them. A comment is sent when nothing
-    was for `keep_alive` seconds. A failed choice ends the whole stream with an error event: no chunk
-    pretends that it stopped.
+    A chunk is made when there is text to show or the choice ends; tokens without text wait for it. So the
+    chunks of a choice follow from its tokens alone, whenever they come, which `events` builds on. News of
+    prefill are chunks without a choice, where the requests ask for them. Raises ApiError when a choice
+    fails, which ends the whole stream: no chunk pretends that it stopped.
     """
-    events = EventWriter()
+    last = max(generation.open, default=0)
     waiting: dict[int, list[Delta]] = {index: [] for index in generation.open}
     started: set[int] = set()
     due = time.monotonic() + keep_alive
@@ -121,55 +121,35 @@ async def stream_reply(
             chunk["usage"] = None
         if heading.obfuscation:
             chunk["obfuscation"] = padding(chunk)
-        return events.event(chunk)
+        return to_json(chunk)
 
     while generation.open:
         deltas = await generation.next(max(0.0, due - time.monotonic()))
-        out = bytearray()
+        out: list[Event] = []
         for index, delta in deltas:
             if delta.finish is not None and delta.finish not in GOOD_ENDS:
-                error = failure(generation, delta)
-                failed = envelope(error.message, type=error.type, code=error.code)
-                yield bytes(out) + events.event(failed) + events.done()
-                return
+                if out:
+                    yield out
+                raise failure(generation, delta)
             if delta.prefilled is not None:
-                out += chunk_of([], prefill_progress=generation.prefill_progress())
+                out.append(Event(chunk_of([], prefill_progress=generation.prefill_progress())))
                 continue
             waiting[index].append(delta)
             if not delta.text and delta.finish is None:
                 continue
             ready = merge(waiting[index])
             waiting[index].clear()
-            out += chunk_of([dialect.chunk_choice(index, ready, index not in started)])
+            choice = dialect.chunk_choice(index, ready, index not in started)
             started.add(index)
-        if not out and time.monotonic() >= due:
-            out += KEEP_ALIVE
-        if out:
+            out.append(Event(chunk_of([choice]), index, choice))
+        if out or time.monotonic() >= due:
             due = time.monotonic() + keep_alive
-            yield bytes(out)
+            yield out
+    end = [Event(DONE, last)]
     if heading.include_usage:
-        yield events.event(heading.object(dialect.chunk_object, []) | {"usage": generation.usage()})
-    yield events.done()
-
-
-class EventWriter:
-    """Numbers and encodes the events of one stream; ids count from 0."""
-
-    def __init__(self):
-        self._next = 0
-
-    def event(self, data: dict[str, Any]) -> bytes:
-        """One event with a JSON object."""
-        return self._event(to_json(data))
-
-    def done(self) -> bytes:
-        """The event that ends every stream."""
-        return self._event(b"[DONE]")
-
-    def _event(self, data: bytes) -> bytes:
-        number = self._next
-        self._next += 1
-        return b"id: %d\ndata: %b\n\n" % (number, data)
+        usage = heading.object(dialect.chunk_object, []) | {"usage": generation.usage()}
+        end.insert(0, Event(to_json(usage), last))
+    yield end
 
 
 def padding(event: dict[str, Any]) -> str:

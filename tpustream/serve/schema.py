@@ -39,12 +39,14 @@ class StreamOptions(OpenModel):
       continuous_usage_stats: the usage so far on every chunk (vLLM's extension).
       include_prefill_progress: while the prompt is prefilled, chunks with `choices: []` and
         `prefill_progress: {"done": tokens, "total": tokens}`.
+      resumable: the stream goes on for a while without its client, who may come back for the rest.
     """
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
     continuous_usage_stats: bool | None = None
     include_prefill_progress: bool | None = None
+    resumable: bool | None = None
 
 
 class SampledRequest(OpenModel):

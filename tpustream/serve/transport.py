@@ -1,17 +1,15 @@
 """ASGI ends of a response: an answer belongs to a client, and ends when the client leaves.
 
-Both forms watch the connection while they wait. Whoever leaves, the Generation is closed, so its
-slots are free at once, unless it works in the background.
+Both forms watch the connection while they wait, and say when its client has left: who works for
+that client alone closes its Generation then, so that the slots are free at once.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-from tpustream.serve.tokens import Generation
 
 CLIENT_CLOSED = 499  # nginx's word; nobody is there to read it
 
@@ -21,13 +19,19 @@ Result = TypeVar("Result")
 class EventStream(Response):
     """A response of server-sent events. The headers leave at once, before the first event.
 
-    `close` is called when the stream has ended, or its client has left.
+    `close` is called when the stream has ended, or its client has left. `headers` are sent beside the usual.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        close: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ):
+        usual = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers={**usual, **(headers or {})})
         del self.headers["content-length"]
         self._events = events
         self._close = close
@@ -51,15 +55,23 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def unary(generation: Generation, answer: Awaitable[bytes], receive: Receive) -> Response:
-    """A response given at once: the JSON of `answer`, unless the client leaves before."""
+async def unary(
+    answer: Awaitable[bytes],
+    close: Callable[[], None],
+    receive: Receive,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A response given at once: the JSON of `answer`, unless the client leaves before.
+
+    `close` is called in either case.
+    """
     try:
         body = await until_gone(answer, receive)
     finally:
-        generation.close()
+        close()
     if body is None:
         return Response(status_code=CLIENT_CLOSED)
-    return Response(body, media_type="application/json")
+    return Response(body, headers=dict(headers or {}), media_type="application/json")
 
 
 async def until_gone(work: Awaitable[Result], receive: Receive) -> Result | None:

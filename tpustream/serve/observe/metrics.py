@@ -5,7 +5,7 @@ servers in a process do not mix, and nothing of the client library's own process
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -32,6 +32,8 @@ REJECTIONS = (
     "request_too_large",
     "shutting_down",
 )
+KEPT_STATES = ("dormant", "running", "ended")
+RESUMED = ("live", "replayed", "regenerated", "mismatch", "expired")
 
 
 class PauseReason(enum.StrEnum):
@@ -57,6 +59,14 @@ class WatchedRuntime(Protocol):
 
     engine: WatchedEngine
     compile_guard: CompileCount
+
+
+class WatchedShelf(Protocol):
+    """What is asked of the answers that are kept."""
+
+    bytes: int
+
+    def states(self) -> Mapping[str, int]: ...
 
 
 class Metrics:
@@ -92,6 +102,9 @@ class Metrics:
         self._gaps = self._counter(
             "token_gaps", "Waits for a token over the threshold, by what held it up.", "phase", "cause"
         )
+        self._resumes = self._counter(
+            "stream_resumes", "Clients that came back for an answer, by what they found.", "outcome"
+        )
         # Series that are there from the start: a rate over one that appears with its first event misses it.
         for finish in FinishReason:
             (self._finished if finish in GOOD_ENDS else self._unfinished).labels(finish)
@@ -99,6 +112,8 @@ class Metrics:
             self._rejected.labels(reason)
         for reason in PauseReason:
             self._pauses.labels(reason)
+        for outcome in RESUMED:
+            self._resumes.labels(outcome)
         for cause in Cause:
             self._gaps.labels(Phase.NEXT, cause)
         if memory_bandwidth is not None:
@@ -149,6 +164,14 @@ class Metrics:
         else:
             self._unfinished.labels(finish).inc()
 
+    def resumed(self, outcome: str) -> None:
+        """A client has come back for an answer that is kept, and found one of RESUMED."""
+        self._resumes.labels(outcome).inc()
+
+    def watch_kept(self, shelf: WatchedShelf) -> None:
+        """From now on the answers that are kept are looked at too."""
+        self.registry.register(_ShelfCollector(shelf))
+
     def exchange_ended(self, exchange: Exchange) -> None:
         """A request that asked for work is over."""
         if exchange.error in REJECTIONS and exchange.status >= 400:
@@ -159,6 +182,23 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
+
+
+class _ShelfCollector(Collector):
+    """Looks at what is kept whenever somebody asks."""
+
+    def __init__(self, shelf: WatchedShelf):
+        self._shelf = shelf
+
+    def collect(self) -> Iterator[Metric]:
+        states = self._shelf.states()
+        answers = GaugeMetricFamily(
+            PREFIX + "kept_answers", "Answers kept for clients that come back.", labels=("state",)
+        )
+        for state in KEPT_STATES:
+            answers.add_metric((state,), states.get(state, 0))
+        yield answers
+        yield GaugeMetricFamily(PREFIX + "kept_bytes", "Memory that they take.", value=self._shelf.bytes)
 
 
 class _RuntimeCollector(Collector):

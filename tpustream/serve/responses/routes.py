@@ -14,9 +14,9 @@ from tpustream.core.request import Request as EngineRequest
 from tpustream.serve import refused
 from tpustream.serve.answer import Settings
 from tpustream.serve.errors import SERVER, ApiError
+from tpustream.serve.events import KEEP_ALIVE
 from tpustream.serve.exchange import exchange_of
 from tpustream.serve.refused import refuse
-from tpustream.serve.replies import KEEP_ALIVE
 from tpustream.serve.responses.events import DONE, encoded, response_events
 from tpustream.serve.responses.items import as_items, item_messages, listed_items
 from tpustream.serve.responses.prompt import encode_conversation
@@ -115,7 +115,7 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
             keep(record, body)
             return to_json(record.object())
 
-        return await unary(generation, whole(), http.receive)
+        return await unary(whole(), generation.close, http.receive)
 
     def keep(record: ResponseRecord, body: ResponsesRequest) -> None:
         if body.store is not False:
