@@ -36,15 +36,15 @@ WHOLE = (
     b"data: lines\r\n\r\nevent: error\ndata:tight\n\nid: 2\n\n" + data("[DONE]")
 )
 EVENTS = [
-    Event("", text_chunk("a é").strip().removeprefix(b"data: ")),
-    Event("", b"two\nlines"),
+    Event("", text_chunk("a é").strip().removeprefix(b"data: "), "0"),
+    Event("", b"two\nlines", "1"),
     Event("error", b"tight"),
     Event("", b"[DONE]"),
 ]
 
 
 def test_events_do_not_depend_on_where_the_network_cuts():
-    """Inside a line, a character, or a CRLF: the events are the same, comments and ids are none."""
+    """Inside a line, a character, or a CRLF: the events are the same, comments are none."""
     for size in range(1, len(WHOLE) + 1):
         parser = EventParser()
         blocks = (WHOLE[at : at + size] for at in range(0, len(WHOLE), size))

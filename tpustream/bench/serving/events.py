@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """One event: its name ("" when it has none) and its data lines, joined with LF."""
+    """One event: its name and its id ("" where it has none) and its data lines, joined with LF."""
 
     name: str
     data: bytes
+    id: str = ""
 
 
 class EventParser:
-    """Collects bytes and gives back the events that they complete. Comments and ids are skipped."""
+    """Collects bytes and gives back the events that they complete. Comments are skipped."""
 
     def __init__(self):
         self._held = b""
@@ -29,11 +30,13 @@ class EventParser:
 
 
 def _event(text: bytes) -> Event | None:
-    name, data = "", []
+    name, id, data = "", "", []
     for line in text.split(b"\n"):
         field, _, value = line.partition(b":")
         if field == b"data":
             data.append(value.removeprefix(b" "))
         elif field == b"event":
             name = value.removeprefix(b" ").decode("utf-8", "replace")
-    return Event(name, b"\n".join(data)) if data else None
+        elif field == b"id":
+            id = value.removeprefix(b" ").decode("utf-8", "replace")
+    return Event(name, b"\n".join(data), id) if data else None

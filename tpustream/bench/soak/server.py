@@ -1,4 +1,4 @@
-"""`python -m tpustream.serve` as a process of its own, as the soak over HTTP starts it."""
+"""`python -m tpustream.serve` as a process of its own, as soak and chaos start it."""
 
 import contextlib
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+SERVE = (sys.executable, "-u", "-m", "tpustream.serve")
 STOP_SECONDS = 30.0
 _ADDRESS = re.compile(r"at (http://\S+)/v1 ")
 _COMPILATIONS = "tpustream:compilations"
@@ -47,26 +48,35 @@ def running_server(arguments: Sequence[str]) -> Iterator[ServerProcess]:
 
     Raises ValueError, with what the server said, when it does not start.
     """
-    command = [sys.executable, "-u", "-m", "tpustream.serve", "--port=0", *arguments]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
-        with log.open("wb") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = launch([*SERVE, "--port=0", *arguments], log)
         try:
-            yield ServerProcess(_address(process, log), process.pid)
+            yield ServerProcess(address_of(process, log), process.pid)
         finally:
-            process.terminate()
-            try:
-                process.communicate(timeout=STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            stop(process)
 
 
-def _address(process: subprocess.Popen, log: Path) -> str:
-    """Where the server listens, once it is ready."""
+def launch(command: Sequence[str], log: Path) -> subprocess.Popen:
+    """Start a server, whose stderr goes to the file `log`."""
+    with log.open("wb") as errors:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def address_of(process: subprocess.Popen, log: Path) -> str:
+    """Where a server listens, once it is ready. Raises ValueError with what it said when it ended before."""
     for line in process.stdout:
         if found := _ADDRESS.search(line):
             return found[1]
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
     raise ValueError(f"server: wanted one that is ready, got {lines[-1] if lines else 'its end'}")
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a server in good order, or in any."""
+    process.terminate()
+    try:
+        process.communicate(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
