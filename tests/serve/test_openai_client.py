@@ -46,6 +46,21 @@ def test_completions(served, client):
     assert "".join(chunk.choices[0].text for chunk in chunks) == "ok"
 
 
+def test_a_retry_with_a_key(served, client):
+    """Its own retries, and those of its user, get the stream that was begun."""
+    served.engine.script = lambda _: say("once", pause=0.01)
+    asked = {"model": "scripted/bytes", "prompt": "x", "stream": True}
+    headers = {"Idempotency-Key": "openai"}
+    with client.completions.create(**asked, extra_headers=headers) as left:
+        first = next(left)
+    chunks = list(client.completions.create(**asked, extra_headers=headers))
+    assert chunks[0] == first
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "once"
+    assert len(served.engine.requests) == 1
+    with pytest.raises(openai.UnprocessableEntityError, match="another request"):
+        client.completions.create(**asked | {"prompt": "y"}, extra_headers=headers)
+
+
 def test_errors_become_the_clients_exceptions(served, client):
     """By status, with the field; in the middle of a stream as well."""
     with pytest.raises(openai.BadRequestError) as caught:

@@ -8,11 +8,12 @@ import time
 import httpx
 import pytest
 
+from tests.tiny import tiny_engine
 from tpustream.serve.answer import Settings
 from tpustream.serve.resume.database import StreamDatabase
 from tpustream.serve.resume.record import Record
 
-from .scripted import FAILURE, ScriptedRuntime, say, serve, wait_until
+from .scripted import FAILURE, ScriptedEngine, ScriptedRuntime, say, serve, wait_until
 from .test_resume import KEPT, TEXT, begun, figures, get_rest, rest
 from .wire import chat_body, text_of
 
@@ -21,11 +22,12 @@ BODY = {"prompt": "a", "max_tokens": 99, **KEPT}
 
 
 @contextlib.contextmanager
-def life(path, script=lambda _: say(WORDS, pause=0.01), *, window=30.0, name="scripted/bytes"):
-    """One life of a server with a stream store: (server, client)."""
-    store = StreamDatabase(path, window=window)
-    runtime = ScriptedRuntime(name=name)
-    runtime.engine.script = script
+def life(path, script=lambda _: say(WORDS, pause=0.01), *, window=30.0, name="scripted/bytes", engine=None):
+    """One life of a server with a stream store: (server, client); of `engine` where there is one."""
+    store = StreamDatabase(path)
+    runtime = ScriptedRuntime(name=name, engine=engine or ScriptedEngine())
+    if engine is None:
+        runtime.engine.script = script
     settings = Settings(keep_alive=0.1, resume_window=window)
     with (
         serve(runtime, settings=settings, stream_store=store, drain_seconds=0.0) as served,
@@ -85,6 +87,27 @@ def test_choices_go_on_one_by_one(tmp_path):
     ends = [choice["finish_reason"] for chunk in later for choice in chunk["choices"]]
     assert ends.count("stop") == 3
     assert later[-1]["choices"] == [] and later[-1]["usage"]["completion_tokens"] == 3 * (len(WORDS) + 1)
+
+
+def test_the_engine_gives_the_same_again(tmp_path):
+    """Random tokens and all bits of their log-probabilities, in other company than before the restart."""
+    path = tmp_path / "streams"
+    body = {"prompt": "abc", "max_tokens": 40, "seed": 7, "n": 2, "logprobs": 2, "ignore_eos": True}
+    engine = tiny_engine()
+    with life(path, engine=engine) as (_, web):
+        ids, chunks = begun(web, body | KEPT, 20)
+        time.sleep(0.4)
+    assert max(stored(path)[0]["tokens"], 0) > 20
+    with life(path, engine=engine) as (_, web):
+        begun(web, {"prompt": "cba", "max_tokens": 60, "ignore_eos": True, **KEPT}, 3)
+        later = rest(get_rest(web, body, ids[-1]))
+        alone = web.post(TEXT, json=body).json()["choices"]
+    engine.stop()
+    for index, choice in enumerate(alone):
+        parts = [part for chunk in chunks + later for part in chunk["choices"] if part["index"] == index]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        for field, values in choice["logprobs"].items():
+            assert [value for part in parts for value in part["logprobs"][field]] == values
 
 
 @pytest.mark.parametrize(
@@ -162,9 +185,34 @@ def test_what_has_expired_is_gone(tmp_path):
     with life(path) as (_, web):
         begun(web, BODY, 3)
     assert len(stored(path)) == 1
-    time.sleep(0.3)
-    StreamDatabase(path, window=0.2).close()
+    with life(path, window=0.5) as (_, web):
+        wait_until(lambda: figures(web)["kept_bytes"] == 0)
     assert stored(path) == []
+
+
+def test_the_window_begins_when_the_model_is_loaded(tmp_path):
+    """Nobody can come back before; what is a day old is gone all the same."""
+    path = tmp_path / "streams"
+    with life(path) as (_, web):
+        ids, chunks = begun(web, BODY, 9)
+    runtime = ScriptedRuntime()
+    runtime.engine.script = lambda _: say(WORDS)
+    settings = Settings(keep_alive=0.1, resume_window=0.5)
+    with (
+        serve(None, settings=settings, stream_store=StreamDatabase(path)) as served,
+        httpx.Client(base_url=served.url, timeout=10, trust_env=False) as web,
+    ):
+        time.sleep(0.8)
+        assert get_rest(web, BODY, ids[-1]).json()["error"]["code"] == "loading"
+        time.sleep(0.8)
+        served.service.attach(runtime)
+        assert text_of(chunks + rest(get_rest(web, BODY, ids[-1]))) == WORDS
+    served.server.config.app.state.answers.close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE answers SET touched = touched - 90000")
+        database.commit()
+    with life(path) as (_, web):
+        assert figures(web)["kept_bytes"] == 0
 
 
 def test_only_its_owner_may_read_the_file(tmp_path):
@@ -182,14 +230,14 @@ def test_files_that_are_no_store(tmp_path):
         database.execute("CREATE TABLE mine (a)")
         database.commit()
     text.write_text("this is no database, and it is long enough to be one" * 99)
-    store = StreamDatabase(damaged, window=9.0)
+    store = StreamDatabase(damaged)
     for number in range(300):
         store.save(Record(id=str(number), owner="", route=TEXT, key=None, digest="", streamed=True))
     store.close()
     raw = bytearray(damaged.read_bytes())
     raw[5000:9000] = os.urandom(4000)
     damaged.write_bytes(raw)
-    StreamDatabase(later, window=9.0).close()
+    StreamDatabase(later).close()
     with contextlib.closing(sqlite3.connect(later)) as database:
         database.execute("PRAGMA user_version = 7")
     for path, said in (
@@ -200,17 +248,17 @@ def test_files_that_are_no_store(tmp_path):
     ):
         before = path.read_bytes()
         with pytest.raises(ValueError, match=said):
-            StreamDatabase(path, window=9.0)
+            StreamDatabase(path)
         assert path.read_bytes() == before
     with pytest.raises(OSError):
-        StreamDatabase(tmp_path / "nowhere" / "store", window=9.0)
+        StreamDatabase(tmp_path / "nowhere" / "store")
 
 
 def test_one_server_at_a_time(tmp_path):
     """Two would take each other's streams for their own."""
     path = tmp_path / "streams"
-    store = StreamDatabase(path, window=9.0)
+    store = StreamDatabase(path)
     with pytest.raises(ValueError, match="in use"):
-        StreamDatabase(path, window=9.0)
+        StreamDatabase(path)
     store.close()
-    StreamDatabase(path, window=9.0).close()
+    StreamDatabase(path).close()

@@ -79,6 +79,7 @@ def create_app(
         window=settings.resume_window,
         most=settings.kept_answers,
         most_bytes=settings.kept_bytes,
+        ready_since=lambda: service.ready_since,
         database=stream_store,
     )
     app.state.answers = answers = Answers(service, settings, shelf)

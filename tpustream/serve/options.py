@@ -202,7 +202,7 @@ def stream_store_from_flags() -> StreamDatabase | None:
         return None
     if not RESUME_WINDOW.value:
         raise ValueError("--stream_store: wanted --resume_window_seconds above 0 with it, got 0")
-    return StreamDatabase(Path(STREAM_STORE.value), window=RESUME_WINDOW.value)
+    return StreamDatabase(Path(STREAM_STORE.value))
 
 
 def bounds_from_flags() -> ConnectionBounds:

@@ -6,6 +6,7 @@ them in order. How much may wait is the engine's to say. It lives on one event l
 """
 
 import hashlib
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol
@@ -74,6 +75,7 @@ class Service:
     Attributes:
       runtime: None until `attach`.
       chat_template: the model's, None until `attach`.
+      ready_since: when the model was loaded, by time.monotonic; None until `attach`.
       failure: why loading failed, or None.
       generations: what is being answered.
     """
@@ -85,6 +87,7 @@ class Service:
         self.names = names
         self.fingerprint = ""
         self.failure: str | None = None
+        self.ready_since: float | None = None
         self.generations: set[Endable] = set()
         self._draining = False
 
@@ -96,6 +99,7 @@ class Service:
         identity = repr((runtime.name, runtime.engine.config, __version__))
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.metrics.attach(runtime)
+        self.ready_since = time.monotonic()
         self.runtime = runtime  # last: what sees it may use all of the above
 
     def fail(self, reason: str) -> None:

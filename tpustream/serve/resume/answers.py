@@ -22,7 +22,7 @@ from tpustream.serve.errors import SERVER, ApiError
 from tpustream.serve.events import Event, EventWriter, Position, blocks, read_event_id
 from tpustream.serve.exchange import Exchange, exchange_of
 from tpustream.serve.resume.kept import KeptAnswer, State
-from tpustream.serve.resume.record import MISMATCH, Record, digest_of, mismatch
+from tpustream.serve.resume.record import Mismatch, Record, digest_of
 from tpustream.serve.resume.shelf import Shelf
 from tpustream.serve.schema import GenerationRequest
 from tpustream.serve.service import Service
@@ -156,9 +156,12 @@ class Answers:
         kept = self._shelf.find(id, owner)
         if kept is None:
             self._resumed("expired")
-            message = f"No answer with the id {id!r} is kept; one is for {self._settings.resume_window:g} s"
-            raise ApiError(404, message, param="id", code="stream_not_found")
+            raise self._not_found(id)
         return kept
+
+    def _not_found(self, id: str) -> ApiError:
+        message = f"No answer with the id {id!r} is kept; one is for {self._settings.resume_window:g} s"
+        return ApiError(404, message, param="id", code="stream_not_found")
 
     async def _reply(
         self,
@@ -181,7 +184,8 @@ class Answers:
         if outcome is not None:
             self._resumed(outcome)
         headers = {"X-Stream-Id": kept.record.id} if kept.record.streamed else {}
-        headers |= {"Idempotent-Replayed": "true"} if body is None else {}
+        if kept.record.key is not None and body is None:
+            headers["Idempotent-Replayed"] = "true"
         leave = partial(kept.leave, reader)
         if not kept.record.streamed:
             return await unary(kept.whole(), leave, http.receive, headers)
@@ -202,34 +206,40 @@ class Answers:
         await asyncio.shield(self._opening[kept])
 
     async def _begin(self, kept: KeptAnswer, exchange: Exchange, body: GenerationRequest | None) -> None:
-        record = kept.record
         try:
-            model = self._service.ready() and self._service.fingerprint
-            if kept.revived and record.model != model:
-                raise mismatch(f"it was begun by {record.model}, and this is {model}")
-            route = self._routes[record.route]
-            if body is None:
-                body = route.schema.model_validate_json(record.body)
-            ask = await route.prepare(body, exchange)
-            asked = ask.fingerprint()
-            if kept.revived and record.asked != asked:
-                raise mismatch("its prompt or its sampling has become another since it was begun")
-            answer = Answer(
-                self._service, self._settings, body, ask, exchange, id=record.id, created=record.created
-            )
-        except BaseException as error:
-            if isinstance(error, ApiError) and error.code == MISMATCH:
-                self._failed(kept, error)
-                return
+            answer = await self._started(kept, exchange, body)
+        except Mismatch as error:
+            self._failed(kept, error)
+            return
+        except BaseException:
             if not kept.revived:
                 self._shelf.drop(kept)
             raise
-        kept.run(answer.choices if record.streamed else 1)
+        kept.run(answer.choices if kept.record.streamed else 1)
         if not kept.revived:
-            record.model, record.asked = model, asked
             self._shelf.save(kept)
         task = asyncio.create_task(self._work(kept, answer))
         kept.cancel, kept.fail_work = task.cancel, answer.generation.end
+
+    async def _started(self, kept: KeptAnswer, exchange: Exchange, body: GenerationRequest | None) -> Answer:
+        """The work on an answer. Raises Mismatch, and what the route, the engine and the bounds raise."""
+        self._service.ready()
+        record, model = kept.record, self._service.fingerprint
+        if kept.revived and record.model != model:
+            raise Mismatch(f"it was begun by {record.model}, and this is {model}")
+        route = self._routes[record.route]
+        if body is None:
+            body = route.schema.model_validate_json(record.body)
+        ask = await route.prepare(body, exchange)
+        asked = ask.fingerprint()
+        if kept.revived and record.asked != asked:
+            raise Mismatch("its prompt or its sampling has become another since it was begun")
+        if not self._shelf.holds(kept):
+            raise self._not_found(record.id)  # its client has ended it in the meantime
+        record.model, record.asked = model, asked
+        return Answer(
+            self._service, self._settings, body, ask, exchange, id=record.id, created=record.created
+        )
 
     async def _work(self, kept: KeptAnswer, answer: Answer) -> None:
         """Fill `kept`, whoever reads it."""
@@ -242,7 +252,7 @@ class Answers:
                     regenerated = True
                     self._resumed("regenerated")
             if not kept.verified:
-                raise mismatch("it came out shorter than before the restart")
+                raise Mismatch("it came out shorter than before the restart")
             kept.end()
         except ApiError as error:
             self._failed(kept, error)
@@ -257,7 +267,7 @@ class Answers:
     def _failed(self, kept: KeptAnswer, error: ApiError) -> None:
         """An answer failed. Where nobody can have seen any of it, whoever asks again gets a new try."""
         kept.fail(error)
-        if error.code == MISMATCH:
+        if isinstance(error, Mismatch):
             self._resumed("mismatch")
             _log.warning("answer %s: %s", kept.record.id, error.message)
         elif not (kept.verified and any(kept.counts)):

@@ -19,6 +19,7 @@ from tpustream.serve.resume.record import Record
 
 APPLICATION = 0x7470_7573  # "tpus", by which the file is known as ours
 VERSION = 1
+LONGEST_AWAY = 24 * 60 * 60  # seconds: nobody comes back to a server that was down for longer
 FIELDS = ("id", "owner", "route", "key", "digest", "streamed", "created", "body", "model", "asked", "counts",
           "checksums", "tokens", "touched")  # fmt: skip
 INSERT = f"INSERT INTO answers ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
@@ -31,16 +32,10 @@ _log = logging.getLogger(__name__)
 class StreamDatabase:
     """The file. It holds prompts, so only its owner may read it.
 
-    Args:
-      window: seconds after which an unused record is of no use; older ones are deleted at the start.
-
     Raises ValueError or OSError for a file that cannot be used, and says why.
-
-    Attributes:
-      found: the records that were there, oldest first.
     """
 
-    def __init__(self, path: Path, *, window: float):
+    def __init__(self, path: Path):
         self._path = path
         self._lock = threading.Lock()
         self._work = threading.Event()
@@ -49,17 +44,20 @@ class StreamDatabase:
         self._saved: dict[str, tuple] = {}
         self._progress: dict[str, tuple] = {}
         self._dropped: set[str] = set()
-        self.found: list[Record] = []
+        self._found: list[Record] = []
         opened = threading.Event()
         self._error: Exception | None = None
         # A connection belongs to the thread that makes it.
-        self._thread = threading.Thread(
-            target=self._run, args=(window, opened), name="stream-store", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="stream-store", daemon=True)
         self._thread.start()
         opened.wait()
         if self._error is not None:
             raise self._error
+
+    def take(self) -> list[Record]:
+        """The records that were there at the start, oldest first; once."""
+        found, self._found = self._found, []
+        return found
 
     def save(self, record: Record) -> None:
         """A new record."""
@@ -98,17 +96,17 @@ class StreamDatabase:
         self._work.set()
         self._thread.join()
 
-    def _run(self, window: float, opened: threading.Event) -> None:
+    def _run(self, opened: threading.Event) -> None:
         connection = None
         try:
             connection = _open(self._path)
-            connection.execute("DELETE FROM answers WHERE touched < ?", (time.time() - window,))
+            connection.execute("DELETE FROM answers WHERE touched < ?", (time.time() - LONGEST_AWAY,))
             connection.commit()
             rows = connection.execute(f"SELECT {', '.join(FIELDS)} FROM answers ORDER BY touched")
-            self.found = [_record(row) for row in rows]
+            self._found = [_record(row) for row in rows]
         except (ValueError, OSError) as error:
             self._error = error
-        except sqlite3.Error as error:
+        except Exception as error:  # whatever it is, whoever waits has to know
             self._error = ValueError(f"{self._path}: wanted a stream store, got {error}")
         finally:
             opened.set()

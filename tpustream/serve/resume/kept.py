@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tpustream.serve.errors import ApiError
 from tpustream.serve.events import KEEP_ALIVE, Event, EventWriter, Position, failed, write_position
-from tpustream.serve.resume.record import Checksums, Record, mismatch
+from tpustream.serve.resume.record import Checksums, Mismatch, Record
 
 MOST_AT_ONCE = 64 * 1024  # bytes that are handed to a reader in one piece
 OVERHEAD = 200  # bytes that an event takes beside what it says, about
@@ -97,10 +97,11 @@ class KeptAnswer:
     def run(self, choices: int) -> None:
         """The engine works on it from now on."""
         self._begin(choices)
+        self.note()
         self.state = State.RUNNING
 
     def append(self, events: list[Event], tokens: int) -> None:
-        """More events, after `tokens` tokens in all. Raises ApiError where they are not what they were."""
+        """More events, after `tokens` tokens in all. Raises Mismatch where they are not what they were."""
         self._tokens = tokens
         for event in events:
             if event.choice is not None:
@@ -112,7 +113,7 @@ class KeptAnswer:
             self.size += entry.size
             if event.index in self._behind and number == self.record.counts[event.index]:
                 if self._sums.of(event.index) != self.record.checksums[event.index]:
-                    raise mismatch("it came out otherwise than before the restart")
+                    raise Mismatch("it came out otherwise than before the restart")
                 self._behind.discard(event.index)
         self._announce()
 
@@ -122,6 +123,7 @@ class KeptAnswer:
             self.record.counts = tuple(self.counts)
             self.record.checksums = tuple(self._sums.all())
             self.record.tokens = self._tokens
+            self.record.touched = time.time()
 
     def fail(self, error: ApiError) -> None:
         """It failed: whoever reads it is told, after what may be shown."""
@@ -145,7 +147,6 @@ class KeptAnswer:
         """Somebody has left."""
         self.readers.discard(reader)
         self.idle_since = time.monotonic()
-        self.record.touched = time.time()
 
     def check(self, position: Position) -> None:
         """Whether it can be read from `position` on. Raises ApiError: 400 or 404.

@@ -12,7 +12,12 @@ from pydantic_core import to_json
 
 from tpustream.serve.errors import ApiError
 
-MISMATCH = "resume_mismatch"
+
+class Mismatch(ApiError):
+    """What comes now is not what was sent before. 410: asking again does not help."""
+
+    def __init__(self, reason: str):
+        super().__init__(410, f"The answer cannot be continued: {reason}", code="resume_mismatch")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -30,10 +35,10 @@ class Record:
       body: the request with its seed drawn, to ask again with; b"" where no database keeps it.
       model: fingerprint of the model, its configuration and this software.
       asked: fingerprint of the prompts' tokens and the sampling; "" before they are known.
-      counts: events, for each choice; () before the choices are known.
+      counts: events, for each choice; () before it is known how many there are.
       checksums: SHA-256 of what the choices said in their events so far.
       tokens: generated so far.
-      touched: when it was last in use, in seconds since 1970.
+      touched: when it last got further, in seconds since 1970.
     """
 
     id: str
@@ -78,9 +83,3 @@ def digest_of(route: str, body: BaseModel) -> str:
     """A hash by which a request asked again is known: equal for equal fields in whatever order."""
     fields = json.dumps([route, body.model_dump(mode="json", exclude_unset=True)], sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()
-
-
-def mismatch(reason: str) -> ApiError:
-    """What cannot go on as the client knows it. 410: asking again does not help."""
-    message = f"The answer cannot be continued: {reason}"
-    return ApiError(410, message, code=MISMATCH)

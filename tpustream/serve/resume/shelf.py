@@ -1,7 +1,8 @@
 """Where kept answers are: found by id or idempotency key, bounded in number, bytes and time.
 
-An answer that nobody reads stays for the window: while it runs, after its end, and after a restart.
-Then it is dropped, and what still works on it is stopped. Over the bounds the answer that is unused for
+An answer that nobody reads stays for the window: while it runs, after its end, and after a restart, where
+the window begins when the server can answer again. Then it is dropped, and what still works on it is
+stopped. Over the bounds the answer that is unused for
 longest goes first; one that runs or is read never does. Lives on the event loop.
 """
 
@@ -9,6 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from tpustream.serve.errors import SERVER, ApiError
 from tpustream.serve.resume.database import StreamDatabase
@@ -25,14 +27,24 @@ class Shelf:
       window: seconds.
       most: answers.
       most_bytes: of all.
+      ready_since: when the server could answer for the first time, by time.monotonic; None before.
       database: where their records are; those that it has found are here from the start.
 
     Attributes:
       bytes: of all answers.
     """
 
-    def __init__(self, *, window: float, most: int, most_bytes: int, database: StreamDatabase | None = None):
+    def __init__(
+        self,
+        *,
+        window: float,
+        most: int,
+        most_bytes: int,
+        ready_since: Callable[[], float | None],
+        database: StreamDatabase | None = None,
+    ):
         self._window, self._most, self._most_bytes = window, most, most_bytes
+        self._ready_since = ready_since
         self._database = database
         self._answers: dict[str, KeptAnswer] = {}
         self._sizes: dict[str, int] = {}
@@ -41,10 +53,8 @@ class Shelf:
         self._checkpoint_due: asyncio.TimerHandle | None = None
         self._look_due: asyncio.TimerHandle | None = None
         self.bytes = 0
-        for record in database.found if database is not None else ():
-            kept = KeptAnswer(record, revived=True)
-            kept.idle_since = time.monotonic() - max(0.0, time.time() - record.touched)
-            self._put(kept)
+        for record in database.take() if database is not None else ():
+            self._put(KeptAnswer(record, revived=True))
         self._make_room(0)
 
     @property
@@ -68,6 +78,10 @@ class Shelf:
         self._look()
         return self._by_key.get((owner, key))
 
+    def holds(self, kept: KeptAnswer) -> bool:
+        """Whether it has not been dropped."""
+        return self._answers.get(kept.record.id) is kept
+
     def add(self, kept: KeptAnswer) -> None:
         """A new answer. Raises ApiError 429 where all others are in use."""
         self._make_room(1)
@@ -85,8 +99,9 @@ class Shelf:
 
     def drop(self, kept: KeptAnswer) -> None:
         """Forget an answer, and stop what works on it."""
-        if self._answers.pop(kept.record.id, None) is None:
+        if not self.holds(kept):
             return
+        del self._answers[kept.record.id]
         if kept.record.key is not None:
             del self._by_key[kept.record.owner, kept.record.key]
         self.bytes -= self._sizes.pop(kept.record.id)
@@ -97,12 +112,14 @@ class Shelf:
 
     def renew(self, kept: KeptAnswer) -> None:
         """Put an answer that could not be made again back to where its restart had left it."""
+        if not self.holds(kept):
+            return
         self._dirty.discard(kept)
         self._put(KeptAnswer(kept.record, revived=True))
 
     def grown(self, kept: KeptAnswer) -> None:
         """An answer has got further; others may have to go, or it has to end."""
-        if self._answers.get(kept.record.id) is not kept:
+        if not self.holds(kept):
             return
         self._measure(kept)
         self._touch(kept)
@@ -143,9 +160,9 @@ class Shelf:
 
     def _look(self) -> None:
         """Drop what has expired, now and as long as there is anything."""
-        oldest = time.monotonic() - self._window
+        ready, oldest = self._ready_since(), time.monotonic() - self._window
         for kept in list(self._answers.values()):
-            if not kept.readers and kept.idle_since < oldest:
+            if ready is not None and not kept.readers and max(ready, kept.idle_since) < oldest:
                 self.drop(kept)
         if self._answers and self._look_due is None:
             pause = min(LONGEST_LOOK, self._window / 4)
@@ -154,10 +171,6 @@ class Shelf:
     def _look_again(self) -> None:
         self._look_due = None
         self._look()
-        for kept in self._answers.values() if self.durable else ():
-            if kept.readers or kept.state is State.RUNNING:
-                kept.record.touched = time.time()
-                self._database.progress(kept.record)
 
     def _touch(self, kept: KeptAnswer) -> None:
         if self._database is None:
