@@ -287,6 +287,7 @@ def test_client_that_leaves_frees_its_slot(served, streamed):
         ({"max_tokens": 5}, "max_tokens"),
         ({"n": 2}, "n"),
         ({"stream_options": {"include_obfuscation": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"resumable": True}}, "stream_options.resumable"),
     ],
 )
 def test_fields_at_fault_are_named(http, served, fields, param):

@@ -8,6 +8,7 @@ import time
 import httpx
 import pytest
 
+from tpustream.core.request import TokenEvent
 from tpustream.serve.access.api_keys import KeyFile, make_key
 from tpustream.serve.access.clients import Clients, Limits
 from tpustream.serve.access.gate import Access
@@ -111,6 +112,20 @@ def test_every_position_of_a_stream_can_be_taken_up(http, keeping):
     for number, last in enumerate(ids[:-1]):
         assert rest(get_rest(http, body, last)) == events[number + 1 :]
     assert get_rest(http, body, ids[-1]).status_code == 204
+
+
+def test_news_of_prefill_count_nothing(http, keeping):
+    """They are not repeated to who comes back, and who begins anew has them before the text."""
+    keeping.engine.script = lambda _: [TokenEvent(prefilled=1), 0.02, TokenEvent(prefilled=3), *say("ab")]
+    body = {"prompt": "xyz", "stream": True}
+    body["stream_options"] = {"resumable": True, "include_prefill_progress": True}
+    raw = http.post(TEXT, json=body).text
+    events = events_of(raw)
+    assert ["prefill_progress" in event for event in events] == [True, True, False, False, False]
+    ids = [line.removeprefix("id: ") for line in raw.splitlines() if line.startswith("id: ")]
+    assert [id.rpartition(":")[2] for id in ids] == ["0", "0", "1", "2", "3", "4"]
+    assert rest(get_rest(http, body, ids[0])) == events
+    assert rest(get_rest(http, body, ids[2])) == events[3:]
 
 
 def test_a_client_that_did_not_ask_is_gone_when_it_is_gone(http, keeping):

@@ -24,8 +24,8 @@ def stream(http: httpx.Client, path: str, body: dict[str, Any]) -> tuple[list[di
 def events_of(text: str) -> list[dict[str, Any]]:
     """JSON objects of a stream's events; checks their form, their ids, and that [DONE] is the last.
 
-    Each event counts one, for some choice, in the position that its id holds; an error and the [DONE]
-    after it count nothing.
+    Each event counts one, for some choice, in the position that its id holds; news of prefill, an error
+    and the [DONE] after it count nothing.
     """
     data, streams, count, failed = [], set(), 0, False
     for block in text.removesuffix("\n\n").split("\n\n"):
@@ -35,7 +35,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
         stream, position = id_line.removeprefix("id: ").split(":")
         data.append(data_line.removeprefix("data: "))
         failed = failed or data[-1].startswith('{"error"')
-        count += not failed
+        count += not (failed or '"prefill_progress"' in data[-1])
         assert sum(map(int, position.split("."))) == count
         streams.add(stream)
     assert len(streams) == 1

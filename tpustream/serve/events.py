@@ -5,8 +5,8 @@ seven events of a stream with one choice, `4.3` after four of the first choice a
 Which chunks a choice is cut into follows from its tokens alone; in which order the chunks of several
 choices leave does not. So a position means the same in a stream that is generated once more, where a
 plain number of the event would not. What comes after all choices, the usage and [DONE], counts on with
-the last one. An error, and the [DONE] after it, counts nothing: its id is that of the event before, and
-who resumes there misses nothing.
+the last one. News that come by chance count nothing (how far a prefill has got, an error and the [DONE]
+after it): their id is that of the event before, and who resumes there misses nothing.
 """
 
 import re

@@ -205,8 +205,10 @@ def check(body: ResponsesRequest) -> None:
     """Raise InvalidRequest for what this server knows and does not honour."""
     refuse(body, refused.RESPONSES)
     progress = body.stream_options and body.stream_options.include_prefill_progress
+    resumable = body.stream_options and body.stream_options.resumable  # `background` streams are
     unsupported: list[tuple[str, Any, Callable[[Any], bool]]] = [
         ("stream_options.include_prefill_progress", progress, lambda asked: not asked),
+        ("stream_options.resumable", resumable, lambda asked: not asked),
         ("tool_choice", body.tool_choice, lambda choice: choice in (None, "none", "auto")),
         ("text.format", body.text and body.text.format, lambda form: form is None or form.type == "text"),
         ("reasoning.effort", body.reasoning and body.reasoning.effort, lambda e: e in (None, "none")),

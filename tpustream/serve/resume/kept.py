@@ -30,7 +30,7 @@ class State(enum.StrEnum):
 
 
 class Entry(NamedTuple):
-    """An event, and the number that it has in its choice."""
+    """An event, and its number in its choice; of one that counts nothing, how many there were in all."""
 
     event: Event
     number: int
@@ -106,8 +106,9 @@ class KeptAnswer:
         for event in events:
             if event.choice is not None:
                 self._sums.add(event.index, event.choice)
-            self.counts[event.index] += 1
-            number = self.counts[event.index]
+            if event.index is not None:
+                self.counts[event.index] += 1
+            number = sum(self.counts) if event.index is None else self.counts[event.index]
             entry = Entry(event._replace(choice=None), number)
             self._entries.append(entry)
             self.size += entry.size
@@ -205,7 +206,8 @@ class KeptAnswer:
         count = max(0, (read + 1) // 2)
         for entry in self._entries[:count]:
             self.size -= entry.size
-            self._trimmed[entry.event.index] = entry.number
+            if entry.event.index is not None:
+                self._trimmed[entry.event.index] = entry.number
         del self._entries[:count]
         self._first += count
         return count
@@ -219,7 +221,9 @@ class KeptAnswer:
         out = bytearray()
         while reader.at < self._first + len(self._entries) and len(out) < MOST_AT_ONCE:
             event, number = self._entries[reader.at - self._first]
-            if number > writer.counts[event.index]:
+            # News that count nothing are for those who have got no further than where they came.
+            had = sum(writer.counts) - 1 if event.index is None else writer.counts[event.index]
+            if number > had:
                 out += writer.write(event)
             reader.at += 1
         return bytes(out)
