@@ -6,6 +6,7 @@ How the answer reaches its client, and what happens when the connection breaks, 
 import dataclasses
 import hashlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ class Answer:
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
             obfuscation=bool(options and options.include_obfuscation),
-            **({} if created is None else {"created": created}),
+            created=int(time.time()) if created is None else created,
         )
         self._dialect = ask.dialect
         self._keep_alive = settings.keep_alive
