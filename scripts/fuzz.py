@@ -7,9 +7,9 @@ Half of the connections are raw: half requests, garbage, bad chunks, slow bytes,
 pipelines, contradictions, clients that abort. The others post mutated JSON to every route that takes it;
 which fields there are, the server's own description says. No answer may be the server's fault (5xx but
 503 with Retry-After, and the 504 of its own time limit), none may be missing, an ordinary request works
-after every batch, nothing is left running, and memory and open files do not grow after the first tenth
-of the time. All is drawn from --seed. The last line is one JSON object; the exit code is 1 when a check
-failed.
+after every batch, nothing is left running, and memory and open files do not grow in the second half of
+the time, when the caches are full. All is drawn from --seed. The last line is one JSON object; the exit
+code is 1 when a check failed.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ define_engine_flags(
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "How long.", lower_bound=0.01)
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything that is sent.", lower_bound=0)
 _GROWTH = flags.DEFINE_float(
-    "memory_growth_mb", 48.0, "MB by which resident memory may grow after the first tenth of the time."
+    "memory_growth_mb", 24.0, "MB by which resident memory may grow in the second half of the time."
 )
 _BASE_URL = flags.DEFINE_string("base_url", None, "Server to use, without /v1; one is started without.")
 

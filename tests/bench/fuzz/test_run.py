@@ -7,6 +7,7 @@ import os
 import random
 import threading
 
+import aiohttp
 import pytest
 
 from tests.serve.scripted import FAILURE, ScriptedRuntime, say, serve
@@ -14,7 +15,7 @@ from tpustream.bench.fuzz import run
 from tpustream.bench.fuzz.answers import faults
 from tpustream.bench.fuzz.attacks import ATTACKS, Attack, draw_json, request
 from tpustream.bench.fuzz.bodies import SEEDS, draw_body
-from tpustream.bench.fuzz.run import Fuzzer, strike
+from tpustream.bench.fuzz.run import Fuzzer, Seen, strike
 from tpustream.bench.soak.checks import failed
 from tpustream.core.engine_stats import EngineStats
 from tpustream.serve.answer import Settings
@@ -56,7 +57,10 @@ def test_faults_of_the_server_are_found(monkeypatch, wrong):
                 raise KeyError("bug")
 
             monkeypatch.setattr(served.engine, "submit", submit)
-        asyncio.run(fuzzer.run(0.1))
+        for _ in range(20):  # batches, few of which have no request that generates
+            asyncio.run(fuzzer.run(0.01))
+            if fuzzer.seen.faults:
+                break
     assert fuzzer.seen.faults and fuzzer.seen.unwell
     assert failed(fuzzer.seen.checks(10_000.0, 1))
 
@@ -91,6 +95,30 @@ def test_connections_that_hang_are_found(monkeypatch):
     assert len(seen.hangs) == 1 and silent.is_set()
 
 
+def test_growth_counts_from_the_middle():
+    """What fills while the run warms up is no leak; what grows after it is, and what is not seen is said."""
+    seen = Seen(memory=[100 << 20, 500 << 20, 501 << 20, 530 << 20], files=[9, 20, 21, 30])
+    *_, memory, files = seen.checks(24.0, 0)
+    assert (memory.got, memory.passed) == ("29 MB", False)
+    assert (files.got, files.passed) == ("9", False)
+    seen = Seen(memory=[100 << 20, 500 << 20, 501 << 20, 502 << 20], files=[None])
+    *_, memory, files = seen.checks(24.0, 0)
+    assert (memory.passed, files.passed) == (True, None)
+
+
+def test_a_busy_machine_is_not_an_unsound_server(monkeypatch):
+    """An ordinary request that only the server's own time limit ends is asked again, up to the bound."""
+    with fuzzed(lambda _: say("late", pause=5.0)) as (_, fuzzer):
+        monkeypatch.setattr(run, "EMPTY_SECONDS", 0.0)
+        monkeypatch.setattr(run, "BOUND", 1.5)
+
+        async def ask():
+            async with aiohttp.ClientSession() as session:
+                return await fuzzer._unwell(session)
+
+        assert "request_timeout" in asyncio.run(ask())
+
+
 def test_ways_to_leave():
     """Who stays reads everything, who tastes leaves with the first bytes, who closes its half has left."""
     with fuzzed(lambda _: say("x" * 30, pause=0.01)) as (served, _):
@@ -119,7 +147,7 @@ def test_bodies_are_mutated():
     """Of many, some are valid, some are other JSON objects, some are no JSON; the seeds stay as they were."""
     source, before = random.Random(3), json.dumps({path: list(map(dict, SEEDS[path])) for path in SEEDS})
     kinds = {"valid": 0, "object": 0, "broken": 0}
-    for _ in range(300):
+    for _ in range(3000):
         body = draw_body(source, "/v1/completions", ["prompt", "n"])
         try:
             value = json.loads(body)
@@ -127,7 +155,7 @@ def test_bodies_are_mutated():
             kinds["broken"] += 1
         else:
             kinds["valid" if value in SEEDS["/v1/completions"] else "object"] += 1
-    assert min(kinds.values()) > 20, kinds
+    assert min(kinds.values()) > 200, kinds
     assert json.dumps({path: list(map(dict, SEEDS[path])) for path in SEEDS}) == before
     assert draw_json(random.Random(1), {"/tokenize": ["prompt"]}).blocks[0].startswith(b"POST /tokenize ")
 

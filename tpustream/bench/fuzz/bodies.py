@@ -99,16 +99,21 @@ def mutate(source: random.Random, body: dict[str, Any], fields: Sequence[str]) -
         inner = body[name]
         where = source.choice([*(inner if isinstance(inner, dict) else range(len(inner))), None])
         if where is None and isinstance(inner, list):
-            inner.append(source.choice(ODD))
+            inner.append(odd(source))
         else:
-            inner["x" if where is None else where] = source.choice(ODD)
+            inner["x" if where is None else where] = odd(source)
     elif kind < 0.4:
         deep: Any = []
         for _ in range(source.choice(DEPTHS[:2])):
             deep = [deep]
         body[name] = deep
     else:
-        body[name] = source.choice(ODD)
+        body[name] = odd(source)
+
+
+def odd(source: random.Random) -> Any:
+    """One of ODD, a copy: the next change may be inside it."""
+    return copy.deepcopy(source.choice(ODD))
 
 
 def broken(source: random.Random, text: bytes) -> bytes:
