@@ -26,6 +26,7 @@ BAD_ENGINES = [
     ({"fused_steps": 0}, "fused_steps: wanted >= 1, got 0"),
     ({"itl_target_ms": -1}, "itl_target_ms: wanted >= 0, got -1"),
     ({"dtype": "float8"}, "dtype: wanted one of"),
+    ({"attention": "flash"}, "attention: wanted one of"),
     ({"mesh": (1, -2)}, "mesh: wanted"),
 ]
 

@@ -10,10 +10,10 @@ from typing import Any
 from absl import app, flags
 
 from tpustream.config import EngineConfig
-from tpustream.config.engine import DTYPES, EMITTERS, KV, WEIGHTS
+from tpustream.config.engine import ATTENTION, DTYPES, EMITTERS, KV, WEIGHTS
 from tpustream.weights.resolve import DEFAULT_MODEL
 
-_CHOICES = {"emitter": EMITTERS, "dtype": DTYPES, "weights": WEIGHTS, "kv": KV}
+_CHOICES = {"emitter": EMITTERS, "dtype": DTYPES, "weights": WEIGHTS, "kv": KV, "attention": ATTENTION}
 _HIDDEN = ("stop_ids", "bias_ids", "top_logprobs")  # widths of device arrays, not for a command line
 
 

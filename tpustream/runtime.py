@@ -28,8 +28,8 @@ from tpustream.engine.state import Weights
 from tpustream.engine.weight_forms import Param, quantized, resolve_form
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules, make_mesh
-from tpustream.ops.attend import AttentionForm
-from tpustream.ops.cpu import build, calls
+from tpustream.ops.attend import choose_form
+from tpustream.ops.cpu import build
 from tpustream.ops.rope import rope_table
 from tpustream.text.tokenizer import Tokenizer, load_tokenizer
 from tpustream.weights.cache import cache_folder
@@ -124,15 +124,18 @@ def make_placer(
     auto = "float32" if platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
     kernels = build.usable(cache_folder() / "kernels", platform=platform, devices=mesh.devices.size)
-    fits = kernels and dtype == jnp.float32 and model.head_dim % calls.HEAD_MULTIPLE == 0
+    rules = ShardingRules()
+    slots, kv_heads = rules.spec(("slots", "kv_heads"), (config.slots, model.num_kv_heads), mesh)
     return Placer(
         model=model,
         engine=config,
         mesh=mesh,
-        rules=ShardingRules(),
+        rules=rules,
         dtype=dtype,
         form=resolve_form(config.weights, platform=platform, kernels=kernels),
-        attention=AttentionForm.CPU if fits else AttentionForm.XLA,
+        attention=choose_form(
+            model, config, mesh=mesh, slots=slots, kv_heads=kv_heads, dtype=dtype, cpu_kernels=kernels
+        ),
     )
 
 

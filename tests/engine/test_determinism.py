@@ -101,7 +101,7 @@ def test_forms_are_what_they_say(form):
     with kernels_of(form):
         placer = make_placer(MODEL, config_of(form, WAYS[0]), jax.devices()[:1])
     kernels, weights, _ = form
-    assert placer.attention is (AttentionForm.CPU if kernels == "cpu" else AttentionForm.XLA)
+    assert placer.attention == (AttentionForm.CPU if kernels == "cpu" else AttentionForm.XLA)
     assert (placer.form is WeightForm.FULL) == (weights == "full")
 
 

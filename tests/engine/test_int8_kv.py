@@ -61,7 +61,7 @@ def test_streams_do_not_depend_on_the_mesh():
     for devices, mesh in [(1, (1, 1)), (8, (2, 4))]:
         config = dataclasses.replace(CONFIG, mesh=mesh)
         placer = make_placer(TINY, config, jax.devices()[:devices])
-        assert placer.attention is AttentionForm.XLA
+        assert placer.attention == AttentionForm.XLA
         engine = tiny_engine(config, devices=jax.devices()[:devices])
         got.append([generate(engine, ask) for ask in asked])
         engine.stop()

@@ -143,7 +143,7 @@ def test_a_chunk_writes_its_keys_and_values(kernels):
         jax.jit(lambda arrays, form=form: attend_chunk(form, **arrays, **at, **rule))(
             jax.tree.map(jnp.array, inputs)
         )
-        for form in AttentionForm
+        for form in (AttentionForm.XLA, AttentionForm.CPU)
     ]
     for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -7,6 +7,7 @@ TAIL_BUCKETS = (32, 64, 128)
 MAX_PACKED = 4
 WEIGHTS = ("auto", "full", "int8")
 KV = ("full", "int8")
+ATTENTION = ("auto", "xla", "kernel")
 EMITTERS = ("auto", "callback", "transfer")
 
 
@@ -32,6 +33,8 @@ class EngineConfig:
         "auto" is int8 on CPU, full elsewhere.
       kv: "full" keeps keys and values in dtype; "int8" holds them as bytes with a scale a token and kv
         head: a quarter of float32's memory, half of bfloat16's.
+      attention: "xla" computes it in plain XLA, "kernel" with the kernels for the platform: C++ on one CPU
+        device, Pallas on TPU, refused where there are none; "auto" takes kernels where they fit.
       mesh: devices on the axes (data, model); 0 means all that are left.
       prompt_scores: compile what embeddings and log-probabilities of prompts need.
       top_logprobs: largest number of alternatives that a request may ask for.
@@ -54,6 +57,7 @@ class EngineConfig:
     dtype: str = "auto"
     weights: str = "auto"
     kv: str = "full"
+    attention: str = "auto"
     mesh: tuple[int, int] = (1, 0)
     prompt_scores: bool = True
     top_logprobs: int = 20
@@ -83,6 +87,8 @@ class EngineConfig:
             raise ValueError(f"weights: wanted one of {WEIGHTS}, got {self.weights!r}")
         if self.kv not in KV:
             raise ValueError(f"kv: wanted one of {KV}, got {self.kv!r}")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention: wanted one of {ATTENTION}, got {self.attention!r}")
         if len(self.mesh) != 2 or min(self.mesh) < 0:
             raise ValueError(f"mesh: wanted (data, model) with sizes >= 0, got {self.mesh}")
 

@@ -125,12 +125,12 @@ class Placer:
         A prompt that is cached up to its last block has less left to do.
         """
         chunk, smallest = self.engine.chunk, self.engine.buckets[0]
-        free = self.attention is AttentionForm.CPU and self.form is WeightForm.PACKED
+        free = self.attention == AttentionForm.CPU and self.form is WeightForm.PACKED
         return chunk // 2 if free and chunk % (2 * smallest) == 0 else chunk
 
     def read_past(self, past: int) -> int:
         """The `past` that prefill is compiled for: the CPU kernel reads what there is, with any."""
-        return self.engine.prefix_length if self.attention is AttentionForm.CPU else past
+        return self.engine.prefix_length if self.attention == AttentionForm.CPU else past
 
     def tokens(self, *shape: int) -> jax.ShapeDtypeStruct:
         """Token ids, i32[*shape]."""

@@ -1,26 +1,86 @@
 """The two steps of attention with their writes, however they are computed: what prefill and decode call.
 
 Both give the cache back with the new keys and values in it. On XLA:CPU the write depends on what was
-read, so that a donated cache needs no copy; the C++ kernels read and write in place.
+read, so that a donated cache needs no copy; the kernels read and write in place.
+
+The form follows the platform that the mesh is made of, which need not be that of this process: steps for a
+TPU are compiled on machines without one.
 """
 
 import dataclasses
-import enum
+import logging
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
+from tpustream.config import EngineConfig, ModelConfig
 from tpustream.ops.attention import causal_attention, ring_attention
 from tpustream.ops.cpu import calls
 from tpustream.ops.kv import Columns, Int8Columns, as_cached
+from tpustream.ops.tpu.calls import TpuKernels, refusal
+
+_log = logging.getLogger(__name__)
 
 
-class AttentionForm(enum.Enum):
-    """XLA: plain XLA, everywhere. CPU: the C++ kernels of ops/cpu, on one CPU device, in float32."""
+@dataclasses.dataclass(frozen=True)
+class AttentionForm:
+    """How attention is computed.
 
-    XLA = "xla"
-    CPU = "cpu"
+    XLA: plain XLA, everywhere. CPU: the C++ kernels of ops/cpu, on one CPU device, in float32. Any other
+    has the Pallas kernels of ops/tpu in `tpu`, on all chips of a mesh.
+    """
+
+    name: str
+    tpu: TpuKernels | None = None
+
+    XLA: ClassVar["AttentionForm"]
+    CPU: ClassVar["AttentionForm"]
+
+
+AttentionForm.XLA = AttentionForm("xla")
+AttentionForm.CPU = AttentionForm("cpu")
+
+
+def choose_form(
+    model: ModelConfig,
+    engine: EngineConfig,
+    *,
+    mesh: Mesh,
+    slots: str | None,
+    kv_heads: str | None,
+    dtype: jnp.dtype,
+    cpu_kernels: bool,
+) -> AttentionForm:
+    """The form that EngineConfig.attention asks for, or else the best that the mesh can have.
+
+    Args:
+      slots, kv_heads: mesh axes that these are split over; None where they are whole on every chip.
+      dtype: of activations and cache.
+      cpu_kernels: whether the C++ kernels can be called, ops/cpu/build.usable.
+
+    Raises ValueError where kernels are asked for that cannot be had.
+    """
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
+        fits = cpu_kernels and dtype == jnp.float32 and model.head_dim % calls.HEAD_MULTIPLE == 0
+        kernels = AttentionForm.CPU
+        against = None if fits else (
+            f"wanted a C++ compiler, one device, float32 and head_dim a multiple of {calls.HEAD_MULTIPLE}, "
+            f"got {mesh.devices.size} device(s), {jnp.dtype(dtype).name} and head_dim {model.head_dim}"
+        )  # fmt: skip
+    elif platform == "tpu":
+        kernels = AttentionForm("tpu", tpu=TpuKernels(mesh=mesh, slots=slots, kv_heads=kv_heads))
+        against = refusal(model, engine, kernels.tpu, dtype=dtype)
+    else:
+        kernels, against = AttentionForm.XLA, f"platform: wanted cpu or tpu, got {platform}"
+    if engine.attention == "kernel" and against:
+        raise ValueError(f"attention=kernel: {against}")
+    if engine.attention == "auto" and against and platform == "tpu":
+        _log.warning("the TPU kernels are off, attention takes the XLA path: %s", against)
+    return AttentionForm.XLA if engine.attention == "xla" or against else kernels
 
 
 def attend_ring(
@@ -48,11 +108,17 @@ def attend_ring(
       cache_k, cache_v: [B, K, H, S] and [B, K, S, H].
       visible: columns that the token sees; column: where it goes.
     """
-    if form is AttentionForm.CPU:
+    if form == AttentionForm.CPU:
         leaves, structure = jax.tree.flatten((cache_k, cache_v))
         out, written = calls.ring_attention(
             *(q, q_sink, k, v, leaves, visible, column, active), sinks=sinks, scale=scale, softcap=softcap
         )
+        return out, *jax.tree.unflatten(structure, written)
+    if form.tpu is not None:
+        leaves, structure = jax.tree.flatten((cache_k, cache_v))
+        new = jax.tree.leaves((as_cached(k, cache_k, axis=2), as_cached(v, cache_v, axis=2)))
+        arguments = (q, q_sink, k, v, new, leaves, visible, column, active)
+        out, written = form.tpu.ring_attention(*arguments, sinks=sinks, scale=scale, softcap=softcap)
         return out, *jax.tree.unflatten(structure, written)
     out = ring_attention(
         q, q_sink, k, v, cache_k, cache_v, visible, sinks=sinks, scale=scale, softcap=softcap
@@ -84,7 +150,7 @@ def attend_chunk(
       past: positions of the prefix that plain XLA reads, at least `start`.
       window: positions that a token sees, itself included; None for all.
     """
-    if form is AttentionForm.CPU:
+    if form == AttentionForm.CPU:
         return calls.chunk_attention(
             q, k, v, start, count, prefix_k, prefix_v, scale=scale, softcap=softcap, window=window
         )

@@ -1,0 +1,126 @@
+"""The Pallas decode kernel, interpreted on CPU, against a naive reference and against plain XLA."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.reference import ring_step
+from tpustream.model.sharding import make_mesh
+from tpustream.ops.attend import AttentionForm, attend_ring
+from tpustream.ops.kv import quantize_columns
+from tpustream.ops.ring import RingLayout
+from tpustream.ops.tpu import ring_plan
+from tpustream.ops.tpu.calls import TpuKernels
+
+SCALE = 0.37
+
+
+def kernel_form(data: int = 1, model: int = 1) -> AttentionForm:
+    """The kernels on CPU devices that stand in for chips."""
+    mesh = make_mesh((data, model), jax.devices()[: data * model])
+    return AttentionForm("tpu", tpu=TpuKernels(mesh=mesh, slots="data", kv_heads="model", interpret=True))
+
+
+def step_of(form: AttentionForm, **rule):
+    return jax.jit(functools.partial(attend_ring, form, scale=SCALE, **rule))
+
+
+def ring_inputs(
+    lengths,
+    active,
+    *,
+    layout: RingLayout,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    int8: bool = False,
+    seed: int = 0,
+) -> dict:
+    """Arguments of attend_ring; columns that hold nothing are filled too: they must not count."""
+    rng, slots, lengths = np.random.default_rng(seed), len(lengths), jnp.asarray(lengths, jnp.int32)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    shape = (slots, kv_heads)
+    keys, values = normal(*shape, head_dim, layout.columns), normal(*shape, layout.columns, head_dim)
+    if int8:
+        keys, values = quantize_columns(keys, axis=2), quantize_columns(values, axis=3)
+    return {
+        "q": normal(slots, heads, head_dim),
+        "q_sink": normal(slots, heads, head_dim),
+        "k": normal(*shape, head_dim),
+        "v": normal(*shape, head_dim),
+        "cache_k": keys,
+        "cache_v": values,
+        "visible": layout.visible(lengths),
+        "column": layout.column(lengths),
+        "active": jnp.asarray(active, bool),
+    }
+
+
+def wide(columns, axis: int) -> np.ndarray:
+    """Keys or values as numbers, [B, K, S, H]."""
+    full = columns
+    if not isinstance(columns, jax.Array):
+        full = columns.values * jnp.expand_dims(columns.scale, axis)
+    full = np.asarray(full, np.float64)
+    return full.swapaxes(2, 3) if axis == 2 else full
+
+
+CASES = [  # columns, sinks, (heads, kv heads, head dimensions), columns of a block, int8, softcap
+    (128, 0, (3, 1, 32), 128, False, None),
+    (384, 5, (10, 2, 64), 256, False, 2.0),
+    (384, 131, (11, 1, 128), 128, True, None),
+]
+
+
+@pytest.mark.parametrize(("columns", "sinks", "sizes", "block", "int8", "softcap"), CASES)
+def test_a_step_equals_the_reference(columns, sinks, sizes, block, int8, softcap, monkeypatch):
+    """Any lengths, idle slots among them, groups of any size: results, and all that is in the cache then."""
+    layout = RingLayout(columns=columns, sinks=sinks)
+    sizes = dict(zip(("heads", "kv_heads", "head_dim"), sizes, strict=True))
+    monkeypatch.setattr(ring_plan, "block_columns", lambda *_: block)
+    rule = {"sinks": sinks, "softcap": softcap}
+    step, plain = step_of(kernel_form(), **rule), step_of(AttentionForm.XLA, **rule)
+    slot = st.tuples(st.integers(0, 3 * columns), st.booleans())
+
+    @settings(max_examples=5)
+    @given(st.lists(slot, min_size=3, max_size=3), st.integers(0, 99))
+    def check(slots, seed):
+        lengths, active = zip(*slots, strict=True)
+        inputs = ring_inputs(lengths, active, layout=layout, int8=int8, seed=seed, **sizes)
+        out, *written = step(**inputs)
+        plain_out, *plain_written = plain(**inputs)
+        for got, wanted in zip(jax.tree.leaves(written), jax.tree.leaves(plain_written), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        keys, values = wide(inputs["cache_k"], 2), wide(inputs["cache_v"], 3)
+        for index, length in enumerate(lengths):
+            if not active[index]:
+                assert not np.asarray(out[index]).any()
+                continue
+            np.testing.assert_allclose(out[index], plain_out[index], atol=3e-6)
+            at = {"columns": columns, "sinks": sinks}
+            seen = ring_step.seen_columns(length, **at)
+            head = (length + seed) % sizes["heads"]
+            kv_head = head // (sizes["heads"] // sizes["kv_heads"])
+            wanted = ring_step.attend(
+                *(np.asarray(inputs[name][index, head]) for name in ("q", "q_sink")),
+                *(np.asarray(inputs[name][index, kv_head]) for name in ("k", "v")),
+                keys[index, kv_head],
+                values[index, kv_head],
+                seen,
+                scale=SCALE,
+                **rule,
+            )
+            np.testing.assert_allclose(out[index, head], wanted, atol=3e-6)
+            column = ring_step.new_column(length, **at)
+            full = wide(written[0], 2)[index, kv_head, column]
+            np.testing.assert_allclose(full, inputs["k"][index, kv_head], atol=2e-2 if int8 else 0)
+
+    check()

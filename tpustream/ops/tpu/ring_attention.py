@@ -1,0 +1,298 @@
+"""Decode attention over ragged rings as one Pallas kernel for TPU: reads live columns, writes the new one.
+
+Knows shapes of one chip and nothing of meshes (calls.py). A slot of the cache is cut in blocks of columns;
+one loop walks over the blocks of all slots that are not idle, while copies of the next blocks from HBM run:
+
+    slot 0 |####|##--|        slot 1 (idle)         slot 2 |####|####|####|
+      items:  0    1                                         2    3    4
+
+A copy ends with the last live tile of 128 columns, so a step moves live bytes and at most 127 columns more
+a slot. The softmax is carried from block to block (Milakov and Gimelshein 2018) and begins with the new
+token. The tile that the new token belongs to is kept aside when it passes, and goes back to HBM with the
+token in it once the slot's result is known to be finite.
+
+Scores reach the matrix unit: the queries of a kv head are rows of one product, filled up to whole tiles of
+8 rows. Sinks are seen by queries rotated otherwise: those are 8 more rows of the same product.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int32
+
+from tpustream.ops.tpu.ring_plan import LANES, RingPlan
+
+BUFFERS = 3  # blocks on their way or in use
+
+
+def ring_attention(
+    q: Float[Array, "B N H"],
+    q_sink: Float[Array, "B N H"],
+    k_new: Float[Array, "B K H"],
+    v_new: Float[Array, "B K H"],
+    written: Sequence[Array],
+    cache: Sequence[Array],
+    visible: Bool[Array, "B S"],
+    column: Int32[Array, "B"],
+    active: Bool[Array, "B"],
+    *,
+    sinks: int,
+    scale: float,
+    softcap: float | None,
+    cores: int = 1,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B N H"], tuple[Array, ...]]:
+    """One new token a slot over the slot's ring and itself, and the cache with the token written in place.
+
+    Args:
+      q: queries rotated at their position; q_sink: the same at RingLayout.sink_query_position.
+      written: what goes into each array of the cache: keys and values [B, K, H], scales [B, K].
+      cache: keys [B, K, H, S] and values [B, K, S, H], in q's dtype; or as bytes, each followed by its
+        scales [B, K, S]. Give them up: they are overwritten.
+      visible: RingLayout.visible: columns from 0 up to some number, but not `column`.
+      column: where each slot's token goes.
+      active: an idle slot gives zeros and writes nothing.
+      cores: of a chip that are programmed as one (v4, v5p): each takes a share of the slots.
+
+    A token whose result is not finite in one of these heads is not written.
+    """
+    plan = RingPlan.of(q, cache, sinks=sinks, scale=scale, softcap=softcap, cores=cores)
+    slots, heads, head_dim = q.shape
+    kv_heads, group = plan.kv_heads, heads // plan.kv_heads
+
+    def rows(queries: Float[Array, "B N H"]) -> Float[Array, "B K R H"]:
+        grouped = queries.reshape(slots, kv_heads, group, head_dim)
+        return jnp.pad(grouped, ((0, 0), (0, 0), (0, plan.rows - group), (0, 0)))
+
+    queries = jnp.concatenate([rows(q), rows(q_sink)], axis=2) if sinks else rows(q)
+    single = [x[:, :, None, :].astype(jnp.float32) for x in (k_new, v_new)]
+    tokens = [
+        jnp.broadcast_to(new[..., None], (*new.shape, LANES)) if new.ndim == 2
+        else new[:, :, None, :].astype(jnp.float32)
+        for new in written
+    ]  # fmt: skip
+    # XLA itself lays out heads of less than a tile's width with columns last: the swap moves nothing.
+    turned = [x.swapaxes(2, 3) if part.turned else x for part, x in zip(plan.parts, cache, strict=True)]
+    newest = jnp.max(jnp.where(visible, jnp.arange(1, visible.shape[1] + 1, dtype=jnp.int32), 0), axis=1)
+    end = jnp.where(active, jnp.maximum(newest, column + 1), 0)  # columns of the slot that are read
+    out, *turned = _call(plan, interpret=interpret)(newest, column, end, queries, *single, *tokens, *turned)
+    cache = tuple(x.swapaxes(2, 3) if part.turned else x for part, x in zip(plan.parts, turned, strict=True))
+    return out[:, :, :group].reshape(q.shape).astype(q.dtype), cache
+
+
+def _call(plan: RingPlan, *, interpret: bool):
+    own = plan.slots // plan.cores
+
+    def per_slot(*shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((own, *shape), lambda core, *_: (core, *(0,) * len(shape)))
+
+    kv_heads, head_dim = plan.kv_heads, plan.head_dim
+    token = per_slot(kv_heads, 1, head_dim)
+    tokens = [per_slot(kv_heads, LANES) if len(part.shape) == 2 else token for part in plan.parts]
+    in_hbm = [pl.BlockSpec(memory_space=pl.ANY) for _ in plan.parts]
+    count = len(plan.parts)
+    state = (kv_heads, plan.rows)
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=3,
+        grid=(plan.cores,),
+        in_specs=[per_slot(kv_heads, plan.query_rows, head_dim), token, token, *tokens, *in_hbm],
+        out_specs=[per_slot(kv_heads, plan.rows, head_dim), *in_hbm],
+        scratch_shapes=[
+            [pltpu.VMEM((BUFFERS, *part.of(plan.block)), part.dtype) for part in plan.parts],
+            [pltpu.VMEM(part.of(part.tile), part.dtype) for part in plan.parts],
+            pltpu.VMEM((*state, LANES), jnp.float32),
+            pltpu.VMEM((*state, LANES), jnp.float32),
+            pltpu.VMEM((*state, head_dim), jnp.float32),
+            pltpu.SemaphoreType.DMA((BUFFERS, count)),
+            pltpu.SemaphoreType.DMA((count,)),
+        ],
+    )
+    out = jax.ShapeDtypeStruct((plan.slots, kv_heads, plan.rows, head_dim), jnp.float32)
+    arrays = [jax.ShapeDtypeStruct((plan.slots, *part.shape), part.dtype) for part in plan.parts]
+    first = 3 + 3 + count  # scalars, then queries and tokens
+    return pl.pallas_call(
+        functools.partial(_kernel, plan),
+        out_shape=[out, *arrays],
+        grid_spec=grid,
+        input_output_aliases={first + part: 1 + part for part in range(count)},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        cost_estimate=plan.cost(),
+        name="ring_attention",
+        interpret=pltpu.InterpretParams() if interpret else False,
+    )
+
+
+def _kernel(plan: RingPlan, newest_ref, column_ref, end_ref, q_ref, k_ref, v_ref, *refs):
+    count = len(plan.parts)
+    token_refs, refs = refs[:count], refs[2 * count :]  # the caches come again as outputs
+    out_ref, *cache_refs = refs[: 1 + count]
+    buffers, tiles, peak_ref, total_ref, sum_ref, read_done, write_done = refs[1 + count :]
+    own = plan.slots // plan.cores
+    first = pl.program_id(0) * own
+    out_ref[...] = jnp.zeros_like(out_ref)
+
+    def next_busy(slot):
+        return jax.lax.while_loop(
+            lambda slot: (slot < first + own) & (end_ref[jnp.minimum(slot, plan.slots - 1)] == 0),
+            lambda slot: slot + 1,
+            slot,
+        )
+
+    def after(slot, block):
+        """The item after this one; its slot is `first + own` where there is none."""
+        ends = (block + 1) * plan.block >= end_ref[jnp.minimum(slot, plan.slots - 1)]
+        return next_busy(jnp.where(ends, slot + 1, slot)), jnp.where(ends, 0, block + 1)
+
+    def copied(slot, block):
+        """Columns of the block that are copied, whole tiles."""
+        left = end_ref[slot] - block * plan.block
+        tiles = jax.lax.div(left + (LANES - 1), LANES)
+        return pl.multiple_of(jnp.minimum(tiles * LANES, plan.block), LANES)
+
+    def reads(slot, block, buffer):
+        start, size = pl.multiple_of(block * plan.block, LANES), copied(slot, block)
+        return [
+            pltpu.make_async_copy(
+                cache.at[slot, *part.at(start, size)],
+                held.at[buffer, *part.at(0, size)],
+                read_done.at[buffer, index],
+            )
+            for index, (part, cache, held) in enumerate(zip(plan.parts, cache_refs, buffers, strict=True))
+        ]
+
+    def writes(slot):
+        def copy(index, part):
+            start = pl.multiple_of(jax.lax.div(column_ref[slot], part.tile) * part.tile, part.tile)
+            to = cache_refs[index].at[slot, *part.at(start, part.tile)]
+            return pltpu.make_async_copy(tiles[index], to, write_done.at[index])
+
+        return [copy(index, part) for index, part in enumerate(plan.parts)]
+
+    def read_ahead(slot, block, number):
+        @pl.when(slot < first + own)
+        def _():
+            for copy in reads(slot, block, jax.lax.rem(number, BUFFERS)):
+                copy.start()
+
+    def begin(slot):
+        """The softmax of the new token alone."""
+        here = slot - first
+        q = q_ref[here, :, : plan.rows].astype(jnp.float32)
+        score = _capped(jnp.sum(q * k_ref[here], axis=-1, keepdims=True) * plan.scale, plan.softcap)
+        peak_ref[...] = jnp.broadcast_to(score, peak_ref.shape)
+        total_ref[...] = jnp.ones_like(total_ref)
+        sum_ref[...] = jnp.broadcast_to(v_ref[here], sum_ref.shape)
+
+    def clear_rest(slot, block, buffer):
+        """What no copy has filled must be numbers where weights of 0 meet it."""
+        part, held = plan.parts[plan.values], buffers[plan.values]
+
+        @pl.loop(jax.lax.div(copied(slot, block), LANES), plan.block // LANES)
+        def _(tile):
+            start = pl.multiple_of(tile * LANES, LANES)
+            held[buffer, *part.at(start, LANES)] = jnp.zeros(part.of(LANES), part.dtype)
+
+    def attend(slot, block, buffer):
+        key_scale = value_scale = None
+        keys, values = buffers[0][buffer], buffers[plan.values][buffer]
+        if plan.int8:
+            keys, values = keys.astype(plan.dtype), values.astype(plan.dtype)
+            key_scale, value_scale = buffers[1][buffer][:, None, :], buffers[3][buffer][:, None, :]
+        scores = _product(q_ref[slot - first], keys, contract=(2, 1))
+        at = block * plan.block + jax.lax.broadcasted_iota(jnp.int32, (1, 1, plan.block), 2)
+        if plan.sinks:
+            scores = jnp.where(at < plan.sinks, scores[:, plan.rows :], scores[:, : plan.rows])
+        scores = scores * plan.scale
+        scores = scores if key_scale is None else scores * key_scale
+        seen = (at < newest_ref[slot]) & (at != column_ref[slot])
+        scores = jnp.where(seen, _capped(scores, plan.softcap), -jnp.inf)
+        old = peak_ref[:, :, :1]
+        peak = jnp.maximum(old, scores.max(axis=-1, keepdims=True))
+        weights, shrink = jnp.exp(scores - peak), jnp.exp(old - peak)
+        total = total_ref[:, :, :1] * shrink + weights.sum(axis=-1, keepdims=True)
+        weights = weights if value_scale is None else jnp.where(seen, weights * value_scale, 0)
+        columns_last = plan.parts[plan.values].axis == 2
+        part = _product(weights.astype(plan.dtype), values, contract=(2, 2 if columns_last else 1))
+        peak_ref[...] = jnp.broadcast_to(peak, peak_ref.shape)
+        total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
+        sum_ref[...] = sum_ref[...] * shrink + part
+
+    def keep_tiles(slot, block, buffer, served):
+        """The tiles that the new token belongs to, as they are."""
+
+        @pl.when(served > 0)
+        def _():
+            for copy in writes(slot):  # a wait needs the size alone
+                copy.wait()
+
+        for part, held, tile in zip(plan.parts, buffers, tiles, strict=True):
+            start = jax.lax.div(column_ref[slot] - block * plan.block, part.tile) * part.tile
+            tile[...] = held[buffer, *part.at(pl.multiple_of(start, part.tile), part.tile)]
+
+    def finish(slot):
+        result = sum_ref[...] / total_ref[:, :, :1]
+        out_ref[slot - first] = result
+        odd = jnp.where(jnp.abs(result) < jnp.inf, 0.0, 1.0)  # NaN is not below either
+        fine = odd.max(axis=(0, 1, 2), keepdims=True) == 0
+        for part, token, tile in zip(plan.parts, token_refs, tiles, strict=True):
+            shape = part.of(part.tile)
+            new = token[slot - first]
+            if part.axis == 2:
+                new = jnp.broadcast_to(new, (plan.kv_heads, LANES, plan.head_dim)).swapaxes(1, 2)
+            at = jax.lax.broadcasted_iota(jnp.int32, shape, part.axis)
+            here = at == jax.lax.rem(column_ref[slot], part.tile)
+            chosen = here & fine.reshape((1,) * len(shape))
+            tile[...] = jnp.where(chosen, new, tile[...].astype(jnp.float32)).astype(part.dtype)
+        for copy in writes(slot):
+            copy.start()
+
+    def step(carried):
+        number, slot, block, ahead_slot, ahead_block, served = carried
+        buffer = jax.lax.rem(number, BUFFERS)
+        read_ahead(ahead_slot, ahead_block, number + BUFFERS - 1)
+        for copy in reads(slot, block, buffer):
+            copy.wait()
+        pl.when(block == 0)(functools.partial(begin, slot))
+        if not plan.int8:
+            clear_rest(slot, block, buffer)
+        attend(slot, block, buffer)
+        start = block * plan.block
+        passes = (column_ref[slot] >= start) & (column_ref[slot] < start + plan.block)
+        pl.when(passes)(functools.partial(keep_tiles, slot, block, buffer, served))
+        ends = start + plan.block >= end_ref[slot]
+        pl.when(ends)(functools.partial(finish, slot))
+        ahead = after(ahead_slot, ahead_block)
+        return number + 1, *after(slot, block), *ahead, served + ends.astype(jnp.int32)
+
+    begins = next_busy(first), jnp.int32(0)
+    ahead = begins
+    for number in range(BUFFERS - 1):
+        read_ahead(*ahead, jnp.int32(number))
+        ahead = after(*ahead)
+    carried = (jnp.int32(0), *begins, *ahead, jnp.int32(0))
+    *_, served = jax.lax.while_loop(lambda carried: carried[1] < first + own, step, carried)
+
+    @pl.when(served > 0)
+    def _():
+        for copy in writes(first):
+            copy.wait()
+
+
+def _product(x: Float[Array, "K r c"], y: Float[Array, "K ..."], *, contract: tuple[int, int]):
+    """A product a kv head, float32."""
+    exact = x.dtype == jnp.float32
+    return jax.lax.dot_general(
+        x,
+        y,
+        (((contract[0],), (contract[1],)), ((0,), (0,))),
+        precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _capped(scores, softcap):
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)

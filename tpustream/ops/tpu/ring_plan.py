@@ -1,0 +1,130 @@
+"""Everything static about the decode kernel: how the cache is cut, and what a step costs."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array
+
+LANES = 128  # columns of a tile: what a copy is a multiple of
+TILE_ROWS = 32  # rows that are a whole tile in every dtype
+QUERY_ROWS = 8  # rows of a float32 tile
+BLOCK_BYTES = 1 << 20  # keys and values of a block: a copy of 1.3 us on v5e
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CachePart:
+    """One array of the cache, as the kernel sees it: [B, K, H, S], [B, K, S, H] or scales [B, K, S].
+
+    Attributes:
+      shape: of one slot, columns in full.
+      axis: that of columns in `shape`.
+      turned: whether H and S are swapped for the kernel's sake.
+    """
+
+    shape: tuple[int, ...]
+    dtype: jnp.dtype
+    axis: int
+    turned: bool
+
+    @property
+    def tile(self) -> int:
+        """Columns that are written back together."""
+        return LANES if self.axis == len(self.shape) - 1 else TILE_ROWS
+
+    def of(self, columns: int) -> tuple[int, ...]:
+        """The shape of so many columns."""
+        return tuple(columns if axis == self.axis else size for axis, size in enumerate(self.shape))
+
+    def at(self, start, size) -> tuple:
+        """The index of some columns."""
+        index = [slice(None)] * len(self.shape)
+        index[self.axis] = pl.ds(start, size)
+        return tuple(index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RingPlan:
+    """Everything static.
+
+    Attributes:
+      rows: of queries a kv head, whole tiles.
+      block: columns of a block, a multiple of LANES.
+    """
+
+    slots: int
+    kv_heads: int
+    head_dim: int
+    rows: int
+    block: int
+    dtype: jnp.dtype
+    parts: tuple[CachePart, ...]
+    sinks: int
+    scale: float
+    softcap: float | None
+    cores: int
+
+    @classmethod
+    def of(cls, q: Array, cache: Sequence[Array], *, sinks: int, scale, softcap, cores: int) -> "RingPlan":
+        slots, heads, head_dim = q.shape
+        kv_heads, columns = cache[0].shape[1], cache[0].shape[3]
+        parts = []
+        for index, array in enumerate(cache):
+            is_scale, is_value = array.ndim == 3, index == len(cache) // 2
+            turned = is_value and head_dim % LANES != 0
+            shape = (kv_heads, head_dim, columns) if turned else array.shape[1:]
+            axis = 1 if is_scale or (is_value and not turned) else 2
+            parts.append(CachePart(shape=shape, dtype=array.dtype, axis=axis, turned=turned))
+        return cls(
+            slots=slots,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            rows=-(-(heads // kv_heads) // QUERY_ROWS) * QUERY_ROWS,
+            block=block_columns(parts, columns),
+            dtype=q.dtype,
+            parts=tuple(parts),
+            sinks=sinks,
+            scale=scale,
+            softcap=softcap,
+            cores=cores if slots % cores == 0 else 1,
+        )
+
+    @property
+    def columns(self) -> int:
+        """Of a slot."""
+        return self.parts[0].shape[2]
+
+    @property
+    def values(self) -> int:
+        """Index of the values among the parts."""
+        return len(self.parts) // 2
+
+    @property
+    def int8(self) -> bool:
+        """Whether keys and values are bytes with scales."""
+        return len(self.parts) == 4
+
+    @property
+    def query_rows(self) -> int:
+        """Rows of the product: each group of queries, and again for sinks."""
+        return self.rows * (2 if self.sinks else 1)
+
+    def cost(self) -> pl.CostEstimate:
+        """Of a step with every ring full; a slot that is not costs its share."""
+        scores = self.slots * self.kv_heads * self.rows * self.columns
+        product = 2 * self.slots * self.kv_heads * self.columns * self.head_dim
+        read = sum(math.prod(part.shape) * part.dtype.itemsize for part in self.parts)
+        back = sum(math.prod(part.of(part.tile)) * part.dtype.itemsize for part in self.parts)
+        return pl.CostEstimate(
+            flops=product * (self.query_rows + self.rows),
+            transcendentals=scores * (1 if self.softcap is None else 2),
+            bytes_accessed=self.slots * (read + back),
+        )
+
+
+def block_columns(parts: Sequence[CachePart], columns: int) -> int:
+    """Columns of a block: about BLOCK_BYTES in whole tiles, or the ring where that is shorter."""
+    column_bytes = sum(math.prod(part.of(1)) * part.dtype.itemsize for part in parts)
+    return min(columns, max(LANES, BLOCK_BYTES // column_bytes // LANES * LANES))
