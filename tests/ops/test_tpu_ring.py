@@ -124,3 +124,23 @@ def test_a_step_equals_the_reference(columns, sinks, sizes, block, int8, softcap
             np.testing.assert_allclose(full, inputs["k"][index, kv_head], atol=2e-2 if int8 else 0)
 
     check()
+
+
+def test_on_a_mesh_and_with_broken_slots(cpu_devices):
+    """Slots and kv heads split over 2 x 2 devices: idle slots stay as they are, and so do the columns of
+    slots that are not finite, which break no other; the rest equals plain XLA."""
+    layout, shape = RingLayout(columns=128, sinks=3), {"heads": 6, "kv_heads": 2, "head_dim": 32}
+    inputs = ring_inputs([7, 300, 40, 9, 128, 0], [1, 1, 1, 0, 1, 1], layout=layout, **shape)
+    inputs["q"] = inputs["q"].at[0].set(np.nan)
+    inputs["v"] = inputs["v"].at[4, :, 5].set(np.inf)
+    rule = {"sinks": 3, "softcap": None}
+    out, *cache = step_of(kernel_form(2, 2), **rule)(**inputs)
+    plain_out, *plain_cache = step_of(AttentionForm.XLA, **rule)(**inputs)
+    for got, wanted in zip(cache, plain_cache, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    busy = np.array([1, 2, 5])
+    np.testing.assert_allclose(out[busy], plain_out[busy], atol=3e-6)
+    assert not np.isfinite(out[0]).any() and not np.isfinite(out[4, :, 5]).any()
+    assert not np.asarray(out[3]).any()
+    before = inputs["cache_k"]
+    assert [bool((cache[0][slot] != before[slot]).any()) for slot in range(6)] == [0, 1, 1, 0, 0, 1]

@@ -147,15 +147,18 @@ def attend_chunk(
 
     Args:
       count: tokens that count; no other token sees the rest.
-      past: positions of the prefix that plain XLA reads, at least `start`.
+      past: positions of the prefix that may be read, at least `start`; the C++ kernel reads what there is.
       window: positions that a token sees, itself included; None for all.
     """
     if form == AttentionForm.CPU:
         return calls.chunk_attention(
             q, k, v, start, count, prefix_k, prefix_v, scale=scale, softcap=softcap, window=window
         )
-    past_k, past_v = prefix_k[:, :, :past], prefix_v[:, :past]
-    out = causal_attention(q, k, v, past_k, past_v, start, scale=scale, softcap=softcap, window=window)
+    rule = {"scale": scale, "softcap": softcap, "window": window}
+    if form.tpu is not None:
+        out = form.tpu.chunk_attention(q, k, v, start, prefix_k, prefix_v, past=past, **rule)
+    else:
+        out = causal_attention(q, k, v, prefix_k[:, :, :past], prefix_v[:, :past], start, **rule)
     # What is not finite stays out, since masked columns of later prompts must be numbers.
     finite = jnp.isfinite(out).all()
     k, v = (jnp.where(finite, new, 0) for new in (k, v))

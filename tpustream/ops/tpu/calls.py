@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.ops.ring import layer_layout
-from tpustream.ops.tpu import ring_attention
+from tpustream.ops.tpu import chunk_attention, ring_attention
 from tpustream.ops.tpu.ring_plan import LANES
 
+CHUNK_MULTIPLE = 16  # tokens of a chunk are rows of whole tiles
 HEAD_MULTIPLE = 32  # head dimensions are rows of whole tiles, of bytes too
 DTYPES = ("bfloat16", "float32")
 
@@ -74,6 +75,39 @@ class TpuKernels:
         )
         return call(q, q_sink, k_new, v_new, tuple(written), tuple(cache), visible, column, active)
 
+    def chunk_attention(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        start: Int32[Array, ""],
+        prefix_k: Float[Array, "K H P"],
+        prefix_v: Float[Array, "K P H"],
+        *,
+        past: int,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> Float[Array, "T N H"]:
+        """chunk_attention.chunk_attention, each chip with its heads."""
+        local = functools.partial(
+            chunk_attention.chunk_attention,
+            past=past,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            interpret=self.interpret,
+        )
+        of_token, of_prefix = PartitionSpec(None, self.kv_heads), PartitionSpec(self.kv_heads)
+        call = jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(of_token, of_token, of_token, PartitionSpec(), of_prefix, of_prefix),
+            out_specs=of_token,
+            check_vma=False,
+        )
+        return call(q, k, v, start, prefix_k, prefix_v)
+
 
 def refusal(model: ModelConfig, engine: EngineConfig, kernels: TpuKernels, *, dtype: jnp.dtype) -> str | None:
     """Why the kernels cannot serve this model, as "wanted ..., got ..."; None where they can.
@@ -85,6 +119,10 @@ def refusal(model: ModelConfig, engine: EngineConfig, kernels: TpuKernels, *, dt
     odd = sorted(size for size in columns if size % LANES)
     if odd:
         return f"columns of a slot: wanted multiples of {LANES}, got {odd[0]}"
+    if engine.prefix_length % LANES or engine.chunk % CHUNK_MULTIPLE:
+        return f"prefill_chunk: wanted a multiple of {CHUNK_MULTIPLE} and whole chunks of together a " + (
+            f"multiple of {LANES} tokens, got {engine.chunk} and {engine.prefix_length}"
+        )
     if model.head_dim % HEAD_MULTIPLE:
         return f"head_dim: wanted a multiple of {HEAD_MULTIPLE}, got {model.head_dim}"
     if jnp.dtype(dtype).name not in DTYPES:

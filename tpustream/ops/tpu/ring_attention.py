@@ -24,6 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int32
 
+from tpustream.ops.tpu.product import capped, product
 from tpustream.ops.tpu.ring_plan import LANES, RingPlan
 
 BUFFERS = 3  # blocks on their way or in use
@@ -182,7 +183,7 @@ def _kernel(plan: RingPlan, newest_ref, column_ref, end_ref, q_ref, k_ref, v_ref
         """The softmax of the new token alone."""
         here = slot - first
         q = q_ref[here, :, : plan.rows].astype(jnp.float32)
-        score = _capped(jnp.sum(q * k_ref[here], axis=-1, keepdims=True) * plan.scale, plan.softcap)
+        score = capped(jnp.sum(q * k_ref[here], axis=-1, keepdims=True) * plan.scale, plan.softcap)
         peak_ref[...] = jnp.broadcast_to(score, peak_ref.shape)
         total_ref[...] = jnp.ones_like(total_ref)
         sum_ref[...] = jnp.broadcast_to(v_ref[here], sum_ref.shape)
@@ -202,21 +203,21 @@ def _kernel(plan: RingPlan, newest_ref, column_ref, end_ref, q_ref, k_ref, v_ref
         if plan.int8:
             keys, values = keys.astype(plan.dtype), values.astype(plan.dtype)
             key_scale, value_scale = buffers[1][buffer][:, None, :], buffers[3][buffer][:, None, :]
-        scores = _product(q_ref[slot - first], keys, contract=(2, 1))
+        scores = product(q_ref[slot - first], keys, contract=(2, 1), batch=True)
         at = block * plan.block + jax.lax.broadcasted_iota(jnp.int32, (1, 1, plan.block), 2)
         if plan.sinks:
             scores = jnp.where(at < plan.sinks, scores[:, plan.rows :], scores[:, : plan.rows])
         scores = scores * plan.scale
         scores = scores if key_scale is None else scores * key_scale
         seen = (at < newest_ref[slot]) & (at != column_ref[slot])
-        scores = jnp.where(seen, _capped(scores, plan.softcap), -jnp.inf)
+        scores = jnp.where(seen, capped(scores, plan.softcap), -jnp.inf)
         old = peak_ref[:, :, :1]
         peak = jnp.maximum(old, scores.max(axis=-1, keepdims=True))
         weights, shrink = jnp.exp(scores - peak), jnp.exp(old - peak)
         total = total_ref[:, :, :1] * shrink + weights.sum(axis=-1, keepdims=True)
         weights = weights if value_scale is None else jnp.where(seen, weights * value_scale, 0)
-        columns_last = plan.parts[plan.values].axis == 2
-        part = _product(weights.astype(plan.dtype), values, contract=(2, 2 if columns_last else 1))
+        axis = plan.parts[plan.values].axis
+        part = product(weights.astype(plan.dtype), values, contract=(2, axis), batch=True)
         peak_ref[...] = jnp.broadcast_to(peak, peak_ref.shape)
         total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
         sum_ref[...] = sum_ref[...] * shrink + part
@@ -280,19 +281,3 @@ def _kernel(plan: RingPlan, newest_ref, column_ref, end_ref, q_ref, k_ref, v_ref
     def _():
         for copy in writes(first):
             copy.wait()
-
-
-def _product(x: Float[Array, "K r c"], y: Float[Array, "K ..."], *, contract: tuple[int, int]):
-    """A product a kv head, float32."""
-    exact = x.dtype == jnp.float32
-    return jax.lax.dot_general(
-        x,
-        y,
-        (((contract[0],), (contract[1],)), ((0,), (0,))),
-        precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _capped(scores, softcap):
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
