@@ -84,7 +84,7 @@ def test_the_form_follows_the_platform_of_the_mesh():
     ("changes", "reason"),
     [
         ({"ring_length": 200}, "columns of a slot: wanted multiples of 128, got 200"),
-        ({"window": 72, "layer_pattern": ("global", "local")}, "multiples of 128, got 72"),
+        ({"window": 72, "layer_pattern": ("local",)}, "multiples of 128, got 72"),
         ({"head_dim": 40}, "head_dim: wanted a multiple of 32, got 40"),
         ({"kv_heads": None}, "kv heads: wanted"),
         ({"dtype": jnp.float16}, "dtype: wanted one of"),
