@@ -36,8 +36,8 @@ def placed(mesh: Mesh, spec: PartitionSpec, shapes):
 
 
 def copied_elements(text: str) -> int:
-    """Of the largest copy or transposition in a compiled program."""
-    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* (?:copy|transpose)\(", text)
+    """Of the largest copy or transposition in a compiled program, of bools apart."""
+    shapes = re.findall(r"= (?!pred)\w+\[([\d,]+)\]\S* (?:copy|transpose)\(", text)
     return max((int(np.prod([int(size) for size in dims.split(",")])) for dims in shapes), default=0)
 
 
@@ -80,8 +80,9 @@ def test_a_step_compiles_in_place(topology, head_dim, kv_heads, kv, dtype):
     compiled = jax.jit(step, donate_argnums=(4, 5), out_shardings=out).lower(*arguments).compile()
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) // 4
     assert compiled.memory_analysis().alias_size_in_bytes >= held
-    # Scales of few kv heads lie otherwise between steps: a copy of less than a tenth of the cache.
-    assert copied_elements(compiled.as_text()) <= slots * kv_heads // 4 * columns
+    assert (
+        copied_elements(compiled.as_text()) < slots * kv_heads // 4 * columns
+    )  # as many as there are scales
     assert held <= compiled.cost_analysis()["bytes accessed"] <= 1.2 * held
 
 

@@ -74,7 +74,6 @@ def wide(columns, axis: int) -> np.ndarray:
 
 
 CASES = [  # columns, sinks, (heads, kv heads, head dimensions), columns of a block, int8, softcap
-    (128, 0, (3, 1, 32), 128, False, None),
     (384, 5, (10, 2, 64), 256, False, 2.0),
     (384, 131, (11, 1, 128), 128, True, None),
 ]
@@ -129,11 +128,11 @@ def test_a_step_equals_the_reference(columns, sinks, sizes, block, int8, softcap
 def test_on_a_mesh_and_with_broken_slots(cpu_devices):
     """Slots and kv heads split over 2 x 2 devices: idle slots stay as they are, and so do the columns of
     slots that are not finite, which break no other; the rest equals plain XLA."""
-    layout, shape = RingLayout(columns=128, sinks=3), {"heads": 6, "kv_heads": 2, "head_dim": 32}
+    layout, shape = RingLayout(columns=128, sinks=0), {"heads": 6, "kv_heads": 2, "head_dim": 32}
     inputs = ring_inputs([7, 300, 40, 9, 128, 0], [1, 1, 1, 0, 1, 1], layout=layout, **shape)
     inputs["q"] = inputs["q"].at[0].set(np.nan)
     inputs["v"] = inputs["v"].at[4, :, 5].set(np.inf)
-    rule = {"sinks": 3, "softcap": None}
+    rule = {"sinks": 0, "softcap": None}
     out, *cache = step_of(kernel_form(2, 2), **rule)(**inputs)
     plain_out, *plain_cache = step_of(AttentionForm.XLA, **rule)(**inputs)
     for got, wanted in zip(cache, plain_cache, strict=True):
