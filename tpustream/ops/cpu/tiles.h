@@ -12,24 +12,24 @@
 namespace tpustream {
 
 // Rows of keys lie a page or more apart, where the processor fetches nothing by itself.
-constexpr int64_t kRowsAhead = 6;
+constexpr int64_t kRowsAhead = 12;
 
 template <int kRows, int kWide, typename T>
 void ScoreTile(const float* q, int64_t head_dim, const T* k, int64_t stride, int64_t count, float* out,
                int64_t out_stride) {
   Vec sums[kRows][kWide] = {};
   for (int64_t h = 0; h < head_dim; ++h) {
-    Vec keys[kWide];
+    const T* keys = k + h * stride;
     for (int64_t byte = 0; byte < kWide * kLanes * static_cast<int64_t>(sizeof(T)); byte += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(k + (h + kRowsAhead) * stride) + byte);
+      __builtin_prefetch(reinterpret_cast<const char*>(keys + kRowsAhead * stride) + byte);
+    Vec rows[kRows];
 #pragma GCC unroll 4
-    for (int w = 0; w < kWide; ++w)
-      keys[w] = kWide == 1 ? LoadPart(k + h * stride, count) : Load(k + h * stride + w * kLanes);
+    for (int r = 0; r < kRows; ++r) rows[r] = Splat(q[r * head_dim + h]);
+#pragma GCC unroll 8
+    for (int w = 0; w < kWide; ++w) {
+      const Vec key = kWide == 1 ? LoadPart(keys, count) : Load(keys + w * kLanes);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const Vec row = Splat(q[r * head_dim + h]);
-#pragma GCC unroll 4
-      for (int w = 0; w < kWide; ++w) sums[r][w] += row * keys[w];
+      for (int r = 0; r < kRows; ++r) sums[r][w] += rows[r] * key;
     }
   }
   for (int r = 0; r < kRows; ++r)
@@ -40,12 +40,17 @@ void ScoreTile(const float* q, int64_t head_dim, const T* k, int64_t stride, int
 template <int kRows, typename T>
 void Scores(const float* q, int64_t head_dim, const T* k, int64_t stride, int64_t count, float* out,
             int64_t out_stride) {
-  constexpr int kWide = 4;
   int64_t c = 0;
-  for (; c + kWide * kLanes <= count; c += kWide * kLanes)
-    ScoreTile<kRows, kWide>(q, head_dim, k + c, stride, count - c, out + c, out_stride);
-  for (; c < count; c += kLanes)
-    ScoreTile<kRows, 1>(q, head_dim, k + c, stride, count - c, out + c, out_stride);
+  const auto tiles = [&](auto wide) {
+    constexpr int kWide = decltype(wide)::value;
+    for (; kWide == 1 ? c < count : c + kWide * kLanes <= count; c += kWide * kLanes)
+      ScoreTile<kRows, kWide>(q, head_dim, k + c, stride, count - c, out + c, out_stride);
+  };
+  // Rows of keys lie in pages of their own: as much of each at once as registers have room for its sums.
+  tiles(std::integral_constant<int, kRows < 4 ? 8 : 6>());
+  tiles(std::integral_constant<int, 4>());
+  tiles(std::integral_constant<int, 2>());
+  tiles(std::integral_constant<int, 1>());
 }
 
 template <int kRows, int kWide, typename T>
