@@ -32,6 +32,7 @@ setup(
         "jax>=0.10.2,<0.12",
         "jaxtyping>=0.3",
         "jinja2>=3.1.6",
+        "msgpack>=1.0.5",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",

@@ -8,7 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tpustream"
 
-BELOW_COMMANDS = ("config", "core", "files", "ops", "model", "engine", "text", "control", "weights")
+BELOW_COMMANDS = ("config", "core", "files", "ops", "model", "engine", "hosts", "text", "control",
+                  "weights")  # fmt: skip
 
 # A part, and the parts that its modules may import beside themselves.
 MAY_IMPORT = {
@@ -18,19 +19,21 @@ MAY_IMPORT = {
     "ops": ("config", "core"),
     "model": ("config", "core", "ops"),
     "engine": ("config", "core", "ops", "model"),
+    "hosts": ("config", "core", "ops", "model", "engine"),
     "text": ("config", "core", "files"),
     "control": ("config", "core", "files", "text"),
     "weights": ("config", "core", "files"),
     "runtime": BELOW_COMMANDS,
     "flags": BELOW_COMMANDS,
     "bench": (*BELOW_COMMANDS, "runtime", "flags"),
-    "serve": ("config", "core", "text", "control", "weights", "runtime", "flags"),
+    "serve": ("config", "core", "hosts", "text", "control", "weights", "runtime", "flags"),
     "generate": ("config", "core", "text", "control", "weights", "runtime", "flags", "serve"),
 }
 
 # Parts and modules that work without jax, whatever they import in turn.
 WITHOUT_JAX = ("config", "core", "files", "text", "control", "engine.scheduler",
-               "engine.waiting_room", "engine.depth", "engine.prefix_cache")  # fmt: skip
+               "engine.waiting_room", "engine.depth", "engine.prefix_cache",
+               "hosts.connection", "hosts.group", "hosts.joining", "hosts.relay")  # fmt: skip
 JAX = {"jax", "jaxlib", "jaxtyping", "flax", "optax", "orbax"}
 
 

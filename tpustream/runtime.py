@@ -1,6 +1,6 @@
 """load_runtime: from a model's name to an engine that is warm and running, with progress on the way.
 
-The one place where all parts meet: weights, mesh, compiled steps, token queue, tokenizer.
+The one place where all parts meet: weights, mesh, compiled steps, token queue, tokenizer, other hosts.
 """
 
 import contextlib
@@ -18,14 +18,19 @@ from tqdm import tqdm
 
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import ModelError
-from tpustream.engine.bit_checks import keep_exact
+from tpustream.engine.bit_checks import Everywhere, keep_exact
 from tpustream.engine.compile import CompiledSteps, Progress, compile_steps
 from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
 from tpustream.engine.engine import Engine
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import Weights
+from tpustream.engine.steps import Emit
 from tpustream.engine.weight_forms import Param, quantized, resolve_form
+from tpustream.hosts.broadcast import broadcast_steps
+from tpustream.hosts.facts import check_mesh, model_facts
+from tpustream.hosts.group import Group
+from tpustream.hosts.replay import Replay
 from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules, make_mesh
 from tpustream.ops.attend import choose_form
@@ -61,23 +66,26 @@ class Runtime:
         self.compile_guard.stop()
 
 
-def load_runtime(model: str, config: EngineConfig, *, quiet: bool = False) -> Runtime:
+def load_runtime(
+    model: str, config: EngineConfig, *, quiet: bool = False, group: Group | None = None
+) -> Runtime:
     """Resolve, load, compile, warm up and start.
 
     Args:
       model: as `weights.resolve.resolve_model` takes it; it must come with a tokenizer.
       quiet: no progress on stderr.
+      group: hosts that this one leads; each of the others must `follow`.
 
     Raises:
       ModelError: the model cannot be found, read, or streamed as text.
-      ValueError: the devices do not suit `config.mesh`.
+      ValueError: the devices do not suit `config.mesh`, or the hosts do not suit each other.
     """
     enable_compile_cache()
     files = resolve_model(model)
     if files.tokenizer is None:
         raise ModelError(f"{files.name}: wanted a model with a tokenizer, got weights alone")
     tokenizer = load_tokenizer(files.tokenizer)
-    engine = build_engine(files, config, eos_ids=sorted(tokenizer.eos_ids), quiet=quiet)
+    engine = build_engine(files, config, eos_ids=sorted(tokenizer.eos_ids), quiet=quiet, group=group)
     engine.start()
     guard = CompileGuard()
     guard.start()
@@ -97,21 +105,61 @@ def build_engine(
     eos_ids: Sequence[int] = (),
     devices: Sequence[jax.Device] | None = None,
     quiet: bool = False,
+    group: Group | None = None,
 ) -> Engine:
-    """An engine with its weights loaded and every step compiled and run once; not started.
+    """An engine with its weights loaded and every step compiled and run once; not started."""
+    placer = make_placer(files.config, config, devices)
+    tokens = TokenQueue(_emitter(placer, group))
+    weights, steps = _prepare(files, placer, emit=tokens.emit, quiet=quiet, group=group)
+    together = {}
+    if group is not None:
+        steps = broadcast_steps(steps, weights, group.send)
+        together = {"blame": group.blame}
+    return Engine(
+        model=files.config,
+        config=config,
+        weights=weights,
+        steps=steps,
+        tokens=tokens,
+        eos_ids=eos_ids,
+        **together,
+    )
+
+
+def follow(model: str, config: EngineConfig, group: Group, *, quiet: bool = False) -> None:
+    """Load what the leader loads, and make every call that it makes, until it stops.
+
+    Raises what `load_runtime` raises, and HostsFailed.
+    """
+    enable_compile_cache()
+    files = resolve_model(model)
+    placer = make_placer(files.config, config)
+    emitter = TokenQueue(_emitter(placer, group))
+    weights, steps = _prepare(files, placer, emit=emitter.emit, quiet=quiet, group=group)
+    Replay(steps, weights).run(group.calls.get)
+
+
+def _emitter(placer: Placer, group: Group | None) -> str:
+    hosts = 1 if group is None else group.hosts
+    return resolve_emitter(placer.engine, placer.mesh.devices.flat[0].platform, hosts=hosts)
+
+
+def _prepare(
+    files: ModelFiles, placer: Placer, *, emit: Emit | None, quiet: bool, group: Group | None
+) -> tuple[Weights, CompiledSteps]:
+    """Weights, and steps that have run. With a group every host does this, in lock-step.
 
     Weights are read while the steps compile: the compiler needs shapes, not numbers.
     """
-    placer = make_placer(files.config, config, devices)
-    tokens = TokenQueue(resolve_emitter(config, placer.mesh.devices.flat[0].platform))
+    if group is not None:
+        check_mesh(placer.mesh, group.hosts)
+        group.agree("model", model_facts(files.config, files.path))
     with ThreadPoolExecutor(1) as pool, compile_progress(quiet=quiet) as report:
         loading = pool.submit(load_weights, files, placer, quiet=quiet)
-        steps = compile_steps(placer, emit=tokens.emit, progress=report)
+        steps = compile_steps(placer, emit=emit, progress=report)
         weights = loading.result()
-    steps = _warm_up(placer, weights, steps)
-    return Engine(
-        model=files.config, config=config, weights=weights, steps=steps, tokens=tokens, eos_ids=eos_ids
-    )
+    everywhere = bool if group is None else lambda here: all(group.exchange("bits", bool(here)))
+    return weights, _warm_up(placer, weights, steps, everywhere)
 
 
 def make_placer(
@@ -147,13 +195,17 @@ def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed
         if not placer.is_quantized(name, specs[name]):
             return array
         shardings = jax.tree.map(lambda leaf: leaf.sharding, placer.param(name, specs[name]))
-        return jax.device_put(quantized(name, array, specs[name], placer.form), shardings)
+        return jax.tree.map(_placed, quantized(name, array, specs[name], placer.form), shardings)
+
+    def sharding_of(name: str) -> jax.sharding.Sharding | None:
+        # Bytes are made on the host from the whole matrix, so that scales are the same on every mesh.
+        return None if placer.is_quantized(name, specs[name]) else placer.full_param(specs[name]).sharding
 
     params = load_params(
         files,
         specs,
         dtype=placer.dtype,
-        sharding_of=lambda name: placer.full_param(specs[name]).sharding,
+        sharding_of=sharding_of,
         hold=held,
         progress=not quiet,
         seed=seed,
@@ -161,7 +213,13 @@ def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed
     config = placer.model
     kinds = {config.layer_kind(layer): config.layer_rope(layer) for layer in range(config.num_layers)}
     rope = {kind: rope_table(rope, config.head_dim) for kind, rope in sorted(kinds.items())}
-    return Weights(params=params, rope=jax.device_put(rope, placer.replicated))
+    return Weights(params=params, rope=jax.tree.map(lambda table: _placed(table, placer.replicated), rope))
+
+
+def _placed(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The array on the devices; each host, which has it whole, places the part of its own devices."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def enable_compile_cache() -> None:
@@ -172,27 +230,27 @@ def enable_compile_cache() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps) -> CompiledSteps:
+def _warm_up(placer: Placer, weights: Weights, steps: CompiledSteps, everywhere: Everywhere) -> CompiledSteps:
     """Run prompts of each length and one step, so that the first request finds memory in place.
 
     Returns the steps that requests shall use.
     """
     # Steps below 0 are rehearsal: the token queue begins at step 0, so what they call is dropped.
-    rehearsal = jax.device_put(np.int32(-1), placer.replicated)
-    state = dataclasses.replace(steps.initial_state(), step=rehearsal)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), placer.admission())
+    state = dataclasses.replace(steps.initial_state(), step=_placed(np.int32(-1), placer.replicated))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), placer.admission())
     zero = zeros.slot
     prefix = steps.initial_prefix()
     for bucket in placer.engine.buckets:
-        prefix, _ = steps.prefill[bucket, 0](weights, prefix, jnp.zeros(bucket, jnp.int32), zero)
+        prefix, _ = steps.prefill[bucket, 0](weights, prefix, np.zeros(bucket, np.int32), zero)
     if steps.score is not None:
-        chunk = jnp.zeros(placer.engine.chunk, jnp.int32)
+        chunk = np.zeros(placer.engine.chunk, np.int32)
         prefix, _ = steps.score(weights, prefix, chunk, chunk, zero, zero)
-    prefix = steps.restore(prefix, steps.save(prefix, zero))
+    prefix = steps.restore(prefix, steps.reload(steps.offload(steps.save(prefix, zero))))
     state = steps.set_active(steps.insert(prefix, zero, state, zeros), zero, zero, zero)
     state = steps.retune(state, zero, zero, zero, zeros.sampling)
     jax.block_until_ready(steps.decode(weights, state, np.int32(1)))
-    return keep_exact(placer.engine, weights, steps, vocab_size=placer.model.vocab_size)
+    vocab_size = placer.model.vocab_size
+    return keep_exact(placer.engine, weights, steps, vocab_size=vocab_size, everywhere=everywhere)
 
 
 @contextlib.contextmanager

@@ -54,7 +54,9 @@ def test_beside_a_stream_a_prompt_takes_small_turns_and_keeps_its_bits(engine, b
     alone, _ = collect(submit(engine, wanted))
     assert buckets == {128: 2, 64: 1}
     buckets.clear()
-    fresh = PrefixCache(block=64, device_blocks=8, host_blocks=0, to_host=lambda block: block)
+    fresh = PrefixCache(
+        block=64, device_blocks=8, host_blocks=0, to_host=lambda block: block, to_device=lambda block: block
+    )
     monkeypatch.setattr(engine._prefiller, "cache", fresh)
     other = submit(engine, request((1, 2, 3), "other", max_tokens=10**6))
     other.get(timeout=60)

@@ -6,6 +6,7 @@ only from what it made. Rows of one executable are alike, whatever stands in the
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -15,18 +16,33 @@ from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.state import Prefix, Weights
 
 _log = logging.getLogger(__name__)
+Everywhere = Callable[[bool], bool]
 
 
 def keep_exact(
-    config: EngineConfig, weights: Weights, steps: CompiledSteps, *, vocab_size: int
+    config: EngineConfig,
+    weights: Weights,
+    steps: CompiledSteps,
+    *,
+    vocab_size: int,
+    everywhere: Everywhere = bool,
 ) -> CompiledSteps:
-    """The steps without those that would give a prompt other bits in company than it gets alone."""
-    steps = keep_exact_packs(config, weights, steps, vocab_size=vocab_size)
-    return keep_exact_piece(config, weights, steps, vocab_size=vocab_size)
+    """The steps without those that would give a prompt other bits in company than it gets alone.
+
+    Args:
+      everywhere: whether what holds for this host's part of the arrays holds for all hosts' parts.
+    """
+    steps = keep_exact_packs(config, weights, steps, vocab_size=vocab_size, everywhere=everywhere)
+    return keep_exact_piece(config, weights, steps, vocab_size=vocab_size, everywhere=everywhere)
 
 
 def keep_exact_packs(
-    config: EngineConfig, weights: Weights, steps: CompiledSteps, *, vocab_size: int
+    config: EngineConfig,
+    weights: Weights,
+    steps: CompiledSteps,
+    *,
+    vocab_size: int,
+    everywhere: Everywhere = bool,
 ) -> CompiledSteps:
     """The steps without those packs that give a prompt other bits than it gets alone; each is logged.
 
@@ -41,7 +57,8 @@ def keep_exact_packs(
         side_by_side = (np.tile(tokens, (prompts, 1)), np.full(prompts, bucket, np.int32))
         prefix, _ = steps.prefill_packed[bucket](weights, prefix, *side_by_side)
         packed = _kept(steps, prefix, bucket * prompts)
-        if all(_same_bits(alone, packed, bucket, prompt * bucket) for prompt in range(prompts)):
+        same = all(_same_bits(alone, packed, bucket, prompt * bucket) for prompt in range(prompts))
+        if everywhere(same):
             exact[bucket] = steps.prefill_packed[bucket]
         else:
             _log.warning(
@@ -54,7 +71,12 @@ def keep_exact_packs(
 
 
 def keep_exact_piece(
-    config: EngineConfig, weights: Weights, steps: CompiledSteps, *, vocab_size: int
+    config: EngineConfig,
+    weights: Weights,
+    steps: CompiledSteps,
+    *,
+    vocab_size: int,
+    everywhere: Everywhere = bool,
 ) -> CompiledSteps:
     """The steps without a piece where a chunk cut in pieces gets other bits than in one call.
 
@@ -72,7 +94,7 @@ def keep_exact_piece(
             prefix, _ = fill(weights, prefix, tokens[start : start + size], np.int32(size))
         return _kept(steps, prefix, config.chunk)
 
-    if _same_bits(chunk_in(config.chunk), chunk_in(steps.piece), config.chunk, 0):
+    if everywhere(_same_bits(chunk_in(config.chunk), chunk_in(steps.piece), config.chunk, 0)):
         return steps
     _log.info("a long prompt is always prefilled %d tokens at a time", config.chunk)
     block = steps.block
@@ -83,12 +105,25 @@ def keep_exact_piece(
 
 
 def _kept(steps: CompiledSteps, prefix: Prefix, tokens: int) -> list[np.ndarray]:
-    """Keys and values of the first tokens of a prefix, each [K, H, tokens], on the host."""
+    """Keys and values of the first tokens of a prefix, each [K, H, tokens], on the host.
+
+    K counts the heads that this host's devices hold.
+    """
     blocks = [steps.save(prefix, np.int32(start)) for start in range(0, tokens, steps.block)]
-    blocks = jax.device_get(blocks)
+    blocks = [dataclasses.replace(block, k=_held(block.k), v=_held(block.v)) for block in blocks]
     k = [np.concatenate(layer, axis=2) for layer in zip(*(block.k for block in blocks), strict=True)]
     v = [np.concatenate(layer, axis=1) for layer in zip(*(block.v for block in blocks), strict=True)]
     return [*k, *(layer.transpose(0, 2, 1) for layer in v)]
+
+
+def _held(layers: tuple[jax.Array, ...]) -> tuple[np.ndarray, ...]:
+    """This host's part of arrays that are split along their first axis, or not at all."""
+
+    def held(array: jax.Array) -> np.ndarray:
+        parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    return tuple(map(held, layers))
 
 
 def _same_bits(alone: list[np.ndarray], packed: list[np.ndarray], size: int, start: int) -> bool:

@@ -41,6 +41,8 @@ class CompiledSteps:
         the prefix is donated. None where the engine scores no prompts.
       set_active: (state, slot, epoch, active i32[]) -> state; the state is donated.
       retune: (state, slot, epoch, remaining i32[], rows of SlotSampling) -> state; the state is donated.
+      offload: block -> the same block in host memory, each host's part on that host.
+      reload: what offload made -> the block in device memory.
       initial_state: () -> DecodeState with every slot free.
       initial_prefix: () -> Prefix of no tokens.
       block: tokens of a block in the prefix cache; None where the cache cannot be used.
@@ -53,6 +55,8 @@ class CompiledSteps:
     insert: jax.stages.Compiled
     save: jax.stages.Compiled
     restore: jax.stages.Compiled
+    offload: jax.stages.Compiled
+    reload: jax.stages.Compiled
     decode: jax.stages.Compiled
     set_active: jax.stages.Compiled
     retune: jax.stages.Compiled
@@ -69,8 +73,8 @@ def lower_steps(
 ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
     """(name, how to lower it) of every executable that an engine needs, the decode step first.
 
-    Names: "decode", "insert", "set_active", "retune", "state", "prefix", "save", "restore",
-    "prefill BUCKET PAST", "prefill PROMPTS x BUCKET", and "score" where the engine scores prompts.
+    Names: "decode", "insert", "set_active", "retune", "state", "prefix", "save", "restore", "offload",
+    "reload", "prefill BUCKET PAST", "prefill PROMPTS x BUCKET", and "score" where the engine scores prompts.
     """
     model, engine = placer.model, placer.engine
     weights, state, prefix, scalar = placer.weights(), placer.state(), placer.prefix(), placer.scalar()
@@ -101,6 +105,10 @@ def lower_steps(
     save = functools.partial(steps.save_block, size=placer.block_tokens)
     yield "save", lowered(save, (prefix, scalar), out=of_block)
     yield "restore", lowered(steps.restore_block, (prefix, block), donate=0, out=of_prefix)
+    on_host = placer.block(on_host=True)
+    to_host = jax.tree.map(lambda leaf: leaf.sharding, on_host)
+    yield "offload", lowered(steps.move_block, (block,), out=to_host)
+    yield "reload", lowered(steps.move_block, (on_host,), out=of_block)
     for bucket in engine.buckets:
         for past in sorted(set(map(placer.read_past, engine.pasts))):
             fill = functools.partial(steps.prefill, model, past=past, attention=placer.attention)
@@ -163,6 +171,8 @@ def compile_steps(
         insert=compiled["insert"],
         save=compiled["save"],
         restore=compiled["restore"],
+        offload=compiled["offload"],
+        reload=compiled["reload"],
         decode=compiled["decode"],
         set_active=compiled["set_active"],
         retune=compiled["retune"],

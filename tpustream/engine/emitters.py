@@ -32,11 +32,18 @@ Completed = Callable[[], None]
 DISPATCHES_IN_FLIGHT = 2  # one runs, the next is queued behind it
 
 
-def resolve_emitter(engine: EngineConfig, platform: str) -> str:
-    """The emitter that "auto" stands for on this platform."""
+def resolve_emitter(engine: EngineConfig, platform: str, *, hosts: int = 1) -> str:
+    """The emitter that "auto" stands for on this platform.
+
+    Raises ValueError for "callback" with several hosts: which of them an executable calls is not ours to
+    say.
+    """
+    if hosts > 1 and engine.emitter == "callback":
+        raise ValueError(f"emitter: wanted 'transfer' or 'auto' with {hosts} hosts, got 'callback'")
     if engine.emitter != "auto":
         return engine.emitter
-    return "transfer" if engine.fused_steps == 1 or platform == "cpu" else "callback"
+    held = hosts > 1 or engine.fused_steps == 1 or platform == "cpu"
+    return "transfer" if held else "callback"
 
 
 class TokenQueue:

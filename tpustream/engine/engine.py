@@ -48,6 +48,7 @@ class Engine:
 
     Args:
       clock: seconds that never go back, for deadlines.
+      blame: what is behind an error that ends the engine; it may take a moment to find out.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Engine:
         tokens: TokenQueue,
         eos_ids: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
+        blame: Callable[[BaseException], BaseException] = lambda error: error,
     ):
         self.model = model
         self.config = config
@@ -68,6 +70,7 @@ class Engine:
         self._tokens = tokens
         self._eos_ids = tuple(eos_ids)
         self._clock = clock
+        self._blame = blame
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._scheduler = Scheduler(config.slots)
         self._prefiller = Prefiller(config, weights, steps)
@@ -150,7 +153,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the threads. Once."""
-        self._tokens.start(self._router.deliver, self._fail, self._dispatch_ended)
+        self._tokens.start(self._router.deliver, self.fail, self._dispatch_ended)
         self._thread.start()
 
     def stop(self) -> None:
@@ -237,7 +240,7 @@ class Engine:
                 state = self._iterate(state)
             self._close("the engine was stopped", TokenEvent(finish=FinishReason.CANCELLED))
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             self._tokens.stop()
 
@@ -330,7 +333,9 @@ class Engine:
         sampling, paused = self._router.prefilled(placement, cached_tokens=whole.cached_tokens)
         return self._slots.insert(whole, sampling, paused=paused, state=state)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End every stream with this error and take no more requests. From any thread; joins none."""
+        error = self._blame(error)
         _log.error("the engine failed", exc_info=error)  # its requests hear what, the operator where
         message = f"the engine failed: {type(error).__name__}: {error}"
         self._close(message, TokenEvent(finish=FinishReason.ERROR, error=message))

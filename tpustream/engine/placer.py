@@ -92,13 +92,14 @@ class Placer:
         axes = Prefix(k=(("kv_heads",),) * layers, v=(("kv_heads",),) * layers, length=(), finite=())
         return jax.tree.map(self._placed, shapes, axes)
 
-    def block(self) -> PrefixBlock:
-        """One block in the prefix cache."""
+    def block(self, *, on_host: bool = False) -> PrefixBlock:
+        """One block in the prefix cache, on the tier in device memory or on that in host memory."""
         of_chunk = functools.partial(save_block, size=self.block_tokens)
         shapes = jax.eval_shape(of_chunk, self.prefix(), self.scalar())
         layers = self.model.num_layers
         axes = PrefixBlock(k=(("kv_heads",),) * layers, v=(("kv_heads",),) * layers, finite=())
-        return jax.tree.map(self._placed, shapes, axes)
+        block = jax.tree.map(self._placed, shapes, axes)
+        return jax.tree.map(_in_host_memory, block) if on_host else block
 
     def slot_sampling(self) -> SlotSampling:
         """The parameters of one slot."""
@@ -147,3 +148,9 @@ class Placer:
         axes = (*axes, *(None,) * (len(leaf.shape) - len(axes)))
         sharding = self.rules.sharding(axes, leaf.shape, self.mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _in_host_memory(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding.with_memory_kind("pinned_host")
+    )

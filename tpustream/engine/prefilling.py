@@ -18,7 +18,7 @@ from tpustream.core.plan import Placement
 from tpustream.engine.chunks import Chunk, cut, split
 from tpustream.engine.compile import CompiledSteps
 from tpustream.engine.prefix_cache import PrefixCache
-from tpustream.engine.state import Prefix, PrefixBlock, Weights
+from tpustream.engine.state import Prefix, Weights
 
 MEGABYTE = 1 << 20
 
@@ -70,7 +70,8 @@ class Prefiller:
             block=self._block,
             device_blocks=device_blocks,
             host_blocks=host_blocks,
-            to_host=_to_host,
+            to_host=steps.offload,
+            to_device=steps.reload,
         )
 
     @property
@@ -187,7 +188,3 @@ class Prefiller:
                 block = self._steps.save(self._prefix, np.int32(index * self._block))
                 self.cache.put(job.keys[index], block)
         return length
-
-
-def _to_host(block: PrefixBlock) -> PrefixBlock:
-    return jax.tree.map(np.asarray, block)

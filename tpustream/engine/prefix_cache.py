@@ -8,7 +8,7 @@ tiers drop what was used longest ago; what leaves the device moves to the host.
 import dataclasses
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,15 +33,21 @@ class PrefixCache:
     Args:
       block: tokens of a block; only full blocks are kept.
       device_blocks, host_blocks: blocks that each tier holds at most; 0 turns a tier off.
-      to_host: moves a block from the device to the host.
+      to_host, to_device: move a block between the tiers.
     """
 
     def __init__(
-        self, *, block: int, device_blocks: int, host_blocks: int, to_host: Callable[[Block], Block]
+        self,
+        *,
+        block: int,
+        device_blocks: int,
+        host_blocks: int,
+        to_host: Callable[[Block], Block],
+        to_device: Callable[[Block], Block],
     ):
         self._block = block
         self._device_blocks, self._host_blocks = device_blocks, host_blocks
-        self._to_host = to_host
+        self._to_host, self._to_device = to_host, to_device
         self._device: OrderedDict[bytes, Block] = OrderedDict()
         self._host: OrderedDict[bytes, Block] = OrderedDict()
         self.stats = PrefixCacheStats()
@@ -63,17 +69,18 @@ class PrefixCache:
             out.append(running.digest())
         return out
 
-    def longest(self, keys: Sequence[bytes]) -> list[Block]:
-        """Blocks of the longest beginning of `keys` that is kept, in order; they count as used."""
-        found = []
+    def longest(self, keys: Sequence[bytes]) -> Iterator[Block]:
+        """Blocks of the longest beginning of `keys` that is kept, in order; they count as used.
+
+        Each is on the device, moved there only when its turn comes.
+        """
         for key in keys:
             self.stats.queries += 1
             block = self._use(key)
             if block is None:
                 break
             self.stats.hits += 1
-            found.append(block)
-        return found
+            yield block if key in self._device else self._to_device(block)
 
     def put(self, key: bytes, block: Block) -> None:
         """Keep a block that is on the device. One that is kept already is only marked as used."""

@@ -253,8 +253,10 @@ def weight_bytes(weights: Weights) -> int:
     """
     tied = "head.kernel" not in weights.params
     read = [weight for name, weight in weights.params.items() if tied or name != "embed.table"]
-    shards = [shard for array in jax.tree.leaves(read) for shard in array.addressable_shards]
-    return sum(shard.data.nbytes for shard in shards)
+    return sum(
+        math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize * array.sharding.num_devices
+        for array in jax.tree.leaves(read)
+    )
 
 
 def position_bytes(model: ModelConfig, engine: EngineConfig, dtype: jnp.dtype) -> dict[int, int]:

@@ -104,6 +104,11 @@ def save_block(prefix: Prefix, start: Int32[Array, ""], *, size: int) -> PrefixB
     return PrefixBlock(k=cut(prefix.k, 2), v=cut(prefix.v, 1), finite=prefix.finite)
 
 
+def move_block(block: PrefixBlock) -> PrefixBlock:
+    """The same block. Where to is said where it is compiled."""
+    return block
+
+
 def restore_block(prefix: Prefix, block: PrefixBlock) -> Prefix:
     """The prefix with one more block, as prefill would have left it; a length of 0 begins a prompt."""
     start = prefix.length

@@ -6,12 +6,14 @@ import signal
 import sys
 import threading
 import traceback
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from tpustream.config import EngineConfig
 from tpustream.core.errors import EngineStopped
 from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_command
+from tpustream.hosts.group import HostsFailed
 from tpustream.runtime import load_runtime
 from tpustream.serve import options
 from tpustream.serve.app import create_app
@@ -20,17 +22,23 @@ from tpustream.serve.observe.traces import Traces
 from tpustream.serve.server import Server, bind, is_loopback, url_of
 from tpustream.serve.service import Service
 
-EXPECTED = (ValueError, OSError, ImportError, EngineStopped)
+if TYPE_CHECKING:
+    from tpustream.serve.many_hosts import Leader
+
+EXPECTED = (ValueError, OSError, ImportError, EngineStopped, HostsFailed)
 
 define_model_flag()
 define_engine_flags()
 flags.adopt_module_key_flags(options)  # --help shows them
 
 
-def load(server: Server, service: Service, config: EngineConfig, url: str, keyed: bool) -> None:
+def load(
+    server: Server, service: Service, config: EngineConfig, url: str, keyed: bool, leader: "Leader | None"
+) -> None:
     """Load the model and open the service, or record why not and stop the server."""
     try:
-        runtime = load_runtime(flags.FLAGS.model, config)
+        group = None if leader is None else leader.gather(flags.FLAGS.model, config)
+        runtime = load_runtime(flags.FLAGS.model, config, group=group)
         service.attach(runtime)
     except Exception as error:  # whatever it is, the process must end with it
         if not isinstance(error, EXPECTED):
@@ -64,6 +72,11 @@ def main(argv: list[str]) -> int:
     install_logs(options.LOG_FORMAT.value)
     try:
         config = engine_config_from_flags()
+        hosts = options.hosts_from_flags()
+        if hosts is not None:
+            from tpustream.serve import many_hosts  # who serves on one host does without
+        if hosts is not None and hosts.index > 0:
+            return many_hosts.follow_leader(flags.FLAGS.model, config, hosts)
         settings = options.settings_from_flags()
         access = options.access_from_flags()
         certificate = options.certificate_from_flags()
@@ -99,9 +112,11 @@ def main(argv: list[str]) -> int:
         again = access.keys.read_again
         # On a thread: a handler may have interrupted the very log that it would write to.
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=again, name="keys").start())
+    leader = None if hosts is None else many_hosts.Leader(hosts, server, service)
+    url = url_of(bound, tls=certificate is not None)
     loading = threading.Thread(
         target=load,
-        args=(server, service, config, url_of(bound, tls=certificate is not None), access is not None),
+        args=(server, service, config, url, access is not None, leader),
         name="load",
         daemon=True,
     )
@@ -110,16 +125,22 @@ def main(argv: list[str]) -> int:
     application.state.answers.close()
     if traces is not None:
         traces.close()
-    if service.failure is not None:
-        return report(service.failure)
-    if service.runtime is None:
+    failed = service.failure
+    if failed is None and service.runtime is not None:
+        failed = service.runtime.engine.stopped
+    code = 0 if failed is None else report(failed)
+    if leader is not None and (failed is not None or service.runtime is None):
+        leader.abandon(failed or "it was stopped before it was ready", code)
+    if service.runtime is not None:
+        service.runtime.stop()
+    elif failed is None:
         # A compilation cannot be interrupted, and an interpreter that is taken down under it crashes.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
-    failed = service.runtime.engine.stopped
-    service.runtime.stop()
-    return 0 if failed is None else report(failed)
+        os._exit(code)
+    if leader is not None:
+        leader.dismiss()
+    return code
 
 
 def report(message: str) -> int:

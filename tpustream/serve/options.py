@@ -1,9 +1,10 @@
-"""Flags of the server beside the engine's, and what they make: who may enter, bounds, certificate."""
+"""Flags of the server beside the engine's, and what they make: who may enter, bounds, certificate, hosts."""
 
 from pathlib import Path
 
 from absl import flags
 
+from tpustream.hosts.joining import HostsConfig
 from tpustream.serve.access.api_keys import KeyFile
 from tpustream.serve.access.clients import Clients, Limits
 from tpustream.serve.access.gate import Access
@@ -147,6 +148,58 @@ OTLP_ENDPOINT = flags.DEFINE_string(
     "Collector that gets a span of every request over OTLP/HTTP, such as http://localhost:4318/v1/traces. "
     "Needs the extra `otel`.",
 )
+
+HOSTS = flags.DEFINE_integer(
+    "hosts", 1, "Processes that run one engine together, a process a machine.", lower_bound=1
+)
+HOST_INDEX = flags.DEFINE_integer(
+    "host_index",
+    0,
+    "Which of --hosts this process is; 0 answers clients, and heeds the flags of the server.",
+    lower_bound=0,
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of host 0 as every host reaches it; the same on all."
+)
+HOST_TIMEOUT = flags.DEFINE_float(
+    "host_timeout_seconds",
+    HostsConfig.timeout,
+    "Seconds of silence after which a host is lost, and all end.",
+    lower_bound=0.1,
+)
+JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout_seconds",
+    HostsConfig.join_timeout,
+    "Seconds in which all hosts have to come.",
+    lower_bound=0.1,
+)
+HOSTS_SECRET = flags.DEFINE_string(
+    "hosts_secret_file",
+    None,
+    "File with a secret that every host must know to take part; without it the network has to be trusted.",
+)
+
+
+def hosts_from_flags() -> HostsConfig | None:
+    """Which host this is; None where there is one alone. Raises ValueError or OSError."""
+    if HOSTS.value == 1:
+        if HOST_INDEX.value or COORDINATOR.value or HOSTS_SECRET.value:
+            raise ValueError("--host_index, --coordinator, --hosts_secret_file: wanted --hosts as well")
+        return None
+    host, _, port = (COORDINATOR.value or "").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"--coordinator: wanted HOST:PORT of host 0, got {COORDINATOR.value!r}")
+    secret = Path(HOSTS_SECRET.value).read_bytes().strip() if HOSTS_SECRET.value else b""
+    if HOSTS_SECRET.value and not secret:
+        raise ValueError(f"--hosts_secret_file: wanted a secret, got nothing in {HOSTS_SECRET.value}")
+    return HostsConfig(
+        hosts=HOSTS.value,
+        index=HOST_INDEX.value,
+        coordinator=(host.strip("[]"), int(port)),
+        timeout=HOST_TIMEOUT.value,
+        join_timeout=JOIN_TIMEOUT.value,
+        secret=secret,
+    )
 
 
 def access_from_flags() -> Access | None:
