@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "runtime": BELOW_COMMANDS,
     "flags": BELOW_COMMANDS,
     "bench": (*BELOW_COMMANDS, "runtime", "flags"),
+    "compile": ("config", "core", "engine", "weights", "runtime", "flags"),
     "serve": ("config", "core", "hosts", "text", "control", "weights", "runtime", "flags"),
     "generate": ("config", "core", "text", "control", "weights", "runtime", "flags", "serve"),
 }

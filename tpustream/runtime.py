@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from tpustream.config import EngineConfig, ModelConfig
 from tpustream.core.errors import ModelError
 from tpustream.engine.bit_checks import Everywhere, keep_exact
+from tpustream.engine.bundle import Bundle, bundle_facts
 from tpustream.engine.compile import CompiledSteps, Progress, compile_steps
 from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.emitters import TokenQueue, resolve_emitter
@@ -67,7 +69,12 @@ class Runtime:
 
 
 def load_runtime(
-    model: str, config: EngineConfig, *, quiet: bool = False, group: Group | None = None
+    model: str,
+    config: EngineConfig,
+    *,
+    quiet: bool = False,
+    group: Group | None = None,
+    bundle: Path | None = None,
 ) -> Runtime:
     """Resolve, load, compile, warm up and start.
 
@@ -75,17 +82,20 @@ def load_runtime(
       model: as `weights.resolve.resolve_model` takes it; it must come with a tokenizer.
       quiet: no progress on stderr.
       group: hosts that this one leads; each of the others must `follow`.
+      bundle: folder of steps that `python -m tpustream.compile` has compiled; without a group.
 
     Raises:
       ModelError: the model cannot be found, read, or streamed as text.
-      ValueError: the devices do not suit `config.mesh`, or the hosts do not suit each other.
+      ValueError: the devices do not suit `config.mesh`, the hosts do not suit each other, or the bundle
+        does not suit the engine.
     """
     enable_compile_cache()
     files = resolve_model(model)
     if files.tokenizer is None:
         raise ModelError(f"{files.name}: wanted a model with a tokenizer, got weights alone")
     tokenizer = load_tokenizer(files.tokenizer)
-    engine = build_engine(files, config, eos_ids=sorted(tokenizer.eos_ids), quiet=quiet, group=group)
+    eos_ids = sorted(tokenizer.eos_ids)
+    engine = build_engine(files, config, eos_ids=eos_ids, quiet=quiet, group=group, bundle=bundle)
     engine.start()
     guard = CompileGuard()
     guard.start()
@@ -106,11 +116,14 @@ def build_engine(
     devices: Sequence[jax.Device] | None = None,
     quiet: bool = False,
     group: Group | None = None,
+    bundle: Path | None = None,
 ) -> Engine:
     """An engine with its weights loaded and every step compiled and run once; not started."""
     placer = make_placer(files.config, config, devices)
-    tokens = TokenQueue(_emitter(placer, group))
-    weights, steps = _prepare(files, placer, emit=tokens.emit, quiet=quiet, group=group)
+    transfer_for = "several hosts" if group else "a bundle" if bundle else None
+    platform = placer.mesh.devices.flat[0].platform
+    tokens = TokenQueue(resolve_emitter(config, platform, transfer_for=transfer_for))
+    weights, steps = _prepare(files, placer, emit=tokens.emit, quiet=quiet, group=group, bundle=bundle)
     together = {}
     if group is not None:
         steps = broadcast_steps(steps, weights, group.send)
@@ -134,29 +147,30 @@ def follow(model: str, config: EngineConfig, group: Group, *, quiet: bool = Fals
     enable_compile_cache()
     files = resolve_model(model)
     placer = make_placer(files.config, config)
-    emitter = TokenQueue(_emitter(placer, group))
-    weights, steps = _prepare(files, placer, emit=emitter.emit, quiet=quiet, group=group)
+    weights, steps = _prepare(files, placer, emit=None, quiet=quiet, group=group)
     Replay(steps, weights).run(group.calls.get)
 
 
-def _emitter(placer: Placer, group: Group | None) -> str:
-    hosts = 1 if group is None else group.hosts
-    return resolve_emitter(placer.engine, placer.mesh.devices.flat[0].platform, hosts=hosts)
-
-
 def _prepare(
-    files: ModelFiles, placer: Placer, *, emit: Emit | None, quiet: bool, group: Group | None
+    files: ModelFiles,
+    placer: Placer,
+    *,
+    emit: Emit | None,
+    quiet: bool,
+    group: Group | None,
+    bundle: Path | None = None,
 ) -> tuple[Weights, CompiledSteps]:
     """Weights, and steps that have run. With a group every host does this, in lock-step.
 
     Weights are read while the steps compile: the compiler needs shapes, not numbers.
     """
+    load = bundle and Bundle(bundle, bundle_facts(placer), list(placer.mesh.devices.flat)).load
     if group is not None:
         check_mesh(placer.mesh, group.hosts)
         group.agree("model", model_facts(files.config, files.path))
     with ThreadPoolExecutor(1) as pool, compile_progress(quiet=quiet) as report:
         loading = pool.submit(load_weights, files, placer, quiet=quiet)
-        steps = compile_steps(placer, emit=emit, progress=report)
+        steps = compile_steps(placer, emit=emit, progress=report, load=load)
         weights = loading.result()
     everywhere = bool if group is None else lambda here: all(group.exchange("bits", bool(here)))
     return weights, _warm_up(placer, weights, steps, everywhere)

@@ -16,7 +16,7 @@ from tpustream.core.errors import ModelError
 from tpustream.core.request import FinishReason, TokenEvent
 
 
-def load_runtime(model, config, *, quiet=False, group=None):
+def load_runtime(model, config, *, quiet=False, group=None, bundle=None):
     """In the place of `tpustream.runtime.load_runtime`."""
     if model == "missing":
         raise ModelError("missing: wanted a model, got nothing there")

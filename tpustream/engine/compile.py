@@ -19,7 +19,8 @@ from tpustream.engine.state import empty_prefix, empty_state
 
 COMPILERS = 2  # threads: the compiler itself is parallel, tracing is not
 Progress = Callable[[str, int, int], None]
-"""(what is compiled now, how many are done, how many there are)."""
+"""(what is ready now, how many are done, how many there are)."""
+Load = Callable[[str], jax.stages.Compiled]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,27 +138,41 @@ def packed_name(bucket: int, prompts: int) -> str:
     return f"prefill {prompts} x {bucket}"
 
 
-def compile_steps(
-    placer: Placer, *, emit: steps.Emit | None, progress: Progress | None = None
-) -> CompiledSteps:
-    """Compile every step for this model, engine and mesh.
+def compile_executables(
+    placer: Placer, *, emit: steps.Emit | None, progress: Progress | None = None, load: Load | None = None
+) -> dict[str, tuple[jax.stages.Compiled, float]]:
+    """Name -> every step for this model, engine and mesh, and the seconds that it took.
 
     One step is traced here while others are in the compiler's hands.
+
+    Args:
+      load: from a step's name to its executable, for steps that have been compiled before.
     """
     todo = list(lower_steps(placer, emit))
     report = progress or (lambda name, done, total: None)
     report("tracing", 0, len(todo))
 
-    def timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
+    def timed(make: Callable[[], jax.stages.Compiled]) -> tuple[jax.stages.Compiled, float]:
         start = time.perf_counter()
-        return lowered.compile(), time.perf_counter() - start
+        return make(), time.perf_counter() - start
 
     with ThreadPoolExecutor(COMPILERS) as pool:
-        running = {name: pool.submit(timed, lower()) for name, lower in todo}
+        running = {
+            name: pool.submit(timed, functools.partial(load, name) if load else lower().compile)
+            for name, lower in todo
+        }
         results = {}
         for name, future in running.items():
             results[name] = future.result()
             report(name, len(results), len(todo))
+    return results
+
+
+def compile_steps(
+    placer: Placer, *, emit: steps.Emit | None, progress: Progress | None = None, load: Load | None = None
+) -> CompiledSteps:
+    """`compile_executables`, by what they do."""
+    results = compile_executables(placer, emit=emit, progress=progress, load=load)
     compiled = {name: executable for name, (executable, _) in results.items()}
     seconds = {name: elapsed for name, (_, elapsed) in results.items()}
     engine = placer.engine

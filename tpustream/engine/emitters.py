@@ -32,17 +32,20 @@ Completed = Callable[[], None]
 DISPATCHES_IN_FLIGHT = 2  # one runs, the next is queued behind it
 
 
-def resolve_emitter(engine: EngineConfig, platform: str, *, hosts: int = 1) -> str:
+def resolve_emitter(engine: EngineConfig, platform: str, *, transfer_for: str | None = None) -> str:
     """The emitter that "auto" stands for on this platform.
 
-    Raises ValueError for "callback" with several hosts: which of them an executable calls is not ours to
-    say.
+    Args:
+      transfer_for: what can only have "transfer": several hosts, because an executable calls one of them
+        and does not say which, or a bundle, because a call of this process cannot be written down.
+
+    Raises ValueError where it can not be.
     """
-    if hosts > 1 and engine.emitter == "callback":
-        raise ValueError(f"emitter: wanted 'transfer' or 'auto' with {hosts} hosts, got 'callback'")
+    if transfer_for and engine.emitter == "callback":
+        raise ValueError(f"emitter: wanted 'transfer' or 'auto' for {transfer_for}, got 'callback'")
     if engine.emitter != "auto":
         return engine.emitter
-    held = hosts > 1 or engine.fused_steps == 1 or platform == "cpu"
+    held = transfer_for or engine.fused_steps == 1 or platform == "cpu"
     return "transfer" if held else "callback"
 
 

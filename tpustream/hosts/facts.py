@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jaxlib
 
-from tpustream import __version__
 from tpustream.config import EngineConfig, ModelConfig
-from tpustream.core.source_digest import source_digest
+from tpustream.core.versions import versions
 
 SAMPLE_BYTES = 1 << 20
 
@@ -19,10 +17,7 @@ def program_facts(model: str, config: EngineConfig) -> dict[str, str]:
     """Versions, the model's name, and every field of the engine's configuration."""
     fields = {f"--{field.name}": str(getattr(config, field.name)) for field in dataclasses.fields(config)}
     return {
-        "tpustream": __version__,
-        "source of tpustream": source_digest(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        **versions(),
         "--model": model,
         **fields,
     }

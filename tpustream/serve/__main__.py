@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -38,7 +39,8 @@ def load(
     """Load the model and open the service, or record why not and stop the server."""
     try:
         group = None if leader is None else leader.gather(flags.FLAGS.model, config)
-        runtime = load_runtime(flags.FLAGS.model, config, group=group)
+        bundle = None if options.BUNDLE.value is None else Path(options.BUNDLE.value)
+        runtime = load_runtime(flags.FLAGS.model, config, group=group, bundle=bundle)
         service.attach(runtime)
     except Exception as error:  # whatever it is, the process must end with it
         if not isinstance(error, EXPECTED):
@@ -73,6 +75,8 @@ def main(argv: list[str]) -> int:
     try:
         config = engine_config_from_flags()
         hosts = options.hosts_from_flags()
+        if hosts is not None and options.BUNDLE.value is not None:
+            raise ValueError("--bundle: wanted one host, got --hosts as well")
         if hosts is not None:
             from tpustream.serve import many_hosts  # who serves on one host does without
         if hosts is not None and hosts.index > 0:

@@ -142,6 +142,9 @@ MEMORY_BANDWIDTH = flags.DEFINE_float(
 )
 LOG_FORMAT = flags.DEFINE_enum("log_format", "text", FORMATS, "Form of a log line; a request is one line.")
 
+BUNDLE = flags.DEFINE_string(
+    "bundle", None, "Folder of compiled steps from `python -m tpustream.compile`: the start compiles nothing."
+)
 OTLP_ENDPOINT = flags.DEFINE_string(
     "otlp_endpoint",
     None,

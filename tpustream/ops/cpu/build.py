@@ -147,12 +147,12 @@ def _digest(command: Sequence[str], version: str) -> str:
     digest = hashlib.sha256()
     for path in sorted([*SOURCES.glob("*.cc"), *SOURCES.glob("*.h")]):
         digest.update(path.name.encode() + path.read_bytes())
-    for part in (shlex.join(command), version, jaxlib.__version__, _processor()):
+    for part in (shlex.join(command), version, jaxlib.__version__, processor()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's instructions, where the system lists them: a folder may be shared by machines."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text(errors="replace").splitlines() if listing.exists() else []

@@ -1,0 +1,56 @@
+"""`python -m tpustream.compile --out DIR`: compile an engine's steps once, for `serve --bundle DIR`.
+
+Reads the model's configuration and no weights. Ends with a line of JSON.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from tpustream.engine.bundle import bundle_facts, write_bundle
+from tpustream.engine.compile import compile_executables
+from tpustream.engine.emitters import resolve_emitter
+from tpustream.flags import define_engine_flags, define_model_flag, engine_config_from_flags, run_checked
+from tpustream.runtime import compile_progress, make_placer
+from tpustream.weights.resolve import resolve_model
+
+OUT = flags.DEFINE_string("out", None, "Folder to write, new or empty.", required=True)
+
+define_model_flag()
+define_engine_flags()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compile and write. Raises ValueError or OSError that says why not."""
+    if len(argv) > 1:
+        raise ValueError(f"wanted flags only, got {argv[1]!r}")
+    config = engine_config_from_flags()
+    files = resolve_model(flags.FLAGS.model)
+    placer = make_placer(files.config, config)
+    platform = placer.mesh.devices.flat[0].platform
+    resolve_emitter(config, platform, transfer_for="a bundle")
+    start = time.perf_counter()
+    with compile_progress(quiet=False) as report:
+        compiled = compile_executables(placer, emit=None, progress=report)
+    elapsed = time.perf_counter() - start
+    executables = {name: executable for name, (executable, _) in compiled.items()}
+    size = write_bundle(Path(OUT.value), bundle_facts(placer), executables)
+    print(
+        json.dumps(
+            {
+                "bundle": OUT.value,
+                "model": files.name,
+                "platform": platform,
+                "steps": len(executables),
+                "bytes": size,
+                "compile_s": round(elapsed, 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    run_checked(main)
