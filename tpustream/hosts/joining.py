@@ -85,8 +85,8 @@ def _lead(config: HostsConfig) -> Joined:
         try:
             while len(connections) < config.hosts - 1:
                 listening.settimeout(max(deadline - time.monotonic(), 0.001))
-                knocking, _ = listening.accept()
-                if (index := _admit(knocking, config, connections)) is not None:
+                knocking, where = listening.accept()
+                if (index := _admit(knocking, where[0], config, connections)) is not None:
                     connections[index] = Connection(knocking, timeout=config.timeout)
         except TimeoutError:
             missing = sorted({*range(1, config.hosts)} - connections.keys())
@@ -113,7 +113,9 @@ def _dismiss(connections: dict[int, Connection], config: HostsConfig, why: Excep
     group.close()
 
 
-def _admit(knocking: socket.socket, config: HostsConfig, known: dict[int, Connection]) -> int | None:
+def _admit(
+    knocking: socket.socket, where: str, config: HostsConfig, known: dict[int, Connection]
+) -> int | None:
     """The index of the host behind a new socket; None, and the socket closed, for a stranger.
 
     Raises ValueError for a host of ours that does not fit.
@@ -137,10 +139,10 @@ def _admit(knocking: socket.socket, config: HostsConfig, known: dict[int, Connec
             case _:
                 raise ValueError("wanted a host that knows the secret")
     except (OSError, ValueError) as error:
-        _log.warning("turned away a connection from %s: %s", knocking.getpeername()[0], error)
+        _log.warning("turned away a connection from %s: %s", where, error)
         knocking.close()
         return None
-    who = f"host {index} at {knocking.getpeername()[0]}"
+    who = f"host {index} at {where}"
     if protocol != PROTOCOL:
         why = f"{who}: wanted protocol {PROTOCOL} (host 0), got {protocol}: another version of tpustream"
     elif hosts != config.hosts:
@@ -166,7 +168,11 @@ def _follow(config: HostsConfig) -> Joined:
         connected.settimeout(max(deadline - time.monotonic(), 0.001) + KNOCK_SECONDS)
         jax_port = _welcome(connected, where)
     except OSError as error:
+        connected.close()
         raise OSError(f"host 0 at {where}: wanted a welcome, got {error or type(error).__name__}") from error
+    except ValueError:
+        connected.close()
+        raise
     group = Group(
         index=config.index,
         hosts=config.hosts,
