@@ -66,6 +66,7 @@ setup(
             "opentelemetry-sdk>=1.27",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
+            "pyyaml>=6",
             "ruff>=0.12",
             "transformers>=5.0",  # its configuration classes and tokenizers, which need no torch
         ],

@@ -172,6 +172,8 @@ def _prepare(
         loading = pool.submit(load_weights, files, placer, quiet=quiet)
         steps = compile_steps(placer, emit=emit, progress=report, load=load)
         weights = loading.result()
+    if group is not None:
+        group.exchange("loaded", True)  # the first collective waits 30 s for its peers, not for a slow disk
     everywhere = bool if group is None else lambda here: all(group.exchange("bits", bool(here)))
     return weights, _warm_up(placer, weights, steps, everywhere)
 

@@ -20,6 +20,7 @@ def start_jax(config: HostsConfig, joined: Joined) -> None:
     port = joined.jax_port if group.leads else Relay((joined.address, joined.jax_port)).port
     address = joined.address if group.leads else "127.0.0.1"
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the server
     jax.distributed.initialize(
         coordinator_address=_at(address, port),
         coordinator_bind_address=_at(joined.address, joined.jax_port),
