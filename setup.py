@@ -45,8 +45,9 @@ setup(
         "starlette>=0.49.1",
         "tokenizers>=0.21",
         "tqdm>=4.66.3",
-        "uvicorn>=0.30",
+        "uvicorn>=0.46",
         "uvloop>=0.21; platform_system != 'Windows'",
+        "websockets>=15",
     ],
     extras_require={
         # JSON Web Tokens: --jwt_key_file.

@@ -43,6 +43,8 @@ class Settings:
       resume_window: seconds that a kept answer waits for a client to come back; 0 keeps none.
       kept_answers, kept_bytes: bounds of what is kept for clients that come back.
       stored_responses, stored_bytes: answers of /v1/responses that are kept for later requests.
+      park_seconds: that a live stream without credits keeps its slot.
+      live_streams: at the same time on a live connection.
       ignored_fields: names of IGNORABLE that are dropped from requests.
 
     Raises ValueError for a field that cannot be ignored, and for another word for slow readers.
@@ -61,6 +63,8 @@ class Settings:
     kept_bytes: int = 64 * 1024 * 1024
     stored_responses: int = 1000
     stored_bytes: int = 64 * 1024 * 1024
+    park_seconds: float = 30.0
+    live_streams: int = 64
     ignored_fields: tuple[str, ...] = ()
 
     def __post_init__(self):

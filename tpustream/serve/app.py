@@ -14,6 +14,7 @@ from tpustream.serve.completions import completion_routes
 from tpustream.serve.embeddings import embedding_routes
 from tpustream.serve.errors import install_error_handlers
 from tpustream.serve.exchange import Exchange, Exchanges
+from tpustream.serve.live.websocket import live_routes
 from tpustream.serve.models import model_routes
 from tpustream.serve.observe.logs import log_exchange
 from tpustream.serve.observe.metrics import Metrics
@@ -91,6 +92,15 @@ def create_app(
     app.include_router(tokenizing_routes(service, settings))
     app.include_router(model_routes(service))
     app.include_router(metric_routes(metrics))
+
+    def ended(scope: Scope, exchange: Exchange) -> None:
+        if scope.get("method") != "GET":
+            metrics.exchange_ended(exchange)
+        log_exchange(scope, exchange)
+        if traces is not None:
+            traces.ended(scope, exchange)
+
+    app.include_router(live_routes(service, settings, origins=cors_origins, ended=ended))
     if access is not None:
         app.add_middleware(Gate, access=access)
     if cors_origins:  # around the gate: a browser asks first without a key, and has to see a refusal
@@ -101,14 +111,6 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["*"],
         )
-
-    def ended(scope: Scope, exchange: Exchange) -> None:
-        if scope.get("method") != "GET":
-            metrics.exchange_ended(exchange)
-        log_exchange(scope, exchange)
-        if traces is not None:
-            traces.ended(scope, exchange)
-
     app.add_middleware(Exchanges, ended=ended)
     install_error_handlers(app)
     app.openapi = lambda: _openapi(app)

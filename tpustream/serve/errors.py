@@ -65,9 +65,23 @@ def unavailable(message: str, retry_after: int, code: str) -> ApiError:
     return ApiError(503, message, type=SERVER, code=code, headers={"Retry-After": str(retry_after)})
 
 
-def from_core(error: InvalidRequest) -> ApiError:
-    """A request that core types or the engine refuse."""
-    return ApiError(400, str(error), param=error.param, code=error.code)
+REFUSALS = (ApiError, InvalidRequest, EngineStopped, QueueFull)
+"""What says no to a request, here and below."""
+
+
+def from_core(error: Exception) -> ApiError:
+    """What core types or the engine refuse, one of REFUSALS."""
+    match error:
+        case InvalidRequest():
+            return ApiError(400, str(error), param=error.param, code=error.code)
+        case EngineStopped():
+            return unavailable(f"The engine has stopped: {error}", 30, "engine_stopped")
+        case QueueFull():
+            headers = {"Retry-After": str(math.ceil(error.retry_after))}
+            return ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers=headers)
+        case ApiError():
+            return error
+    raise TypeError(f"error: wanted one of {REFUSALS}, got {type(error)}")
 
 
 def from_validation(error: ValidationError) -> ApiError:
@@ -83,6 +97,8 @@ def from_validation(error: ValidationError) -> ApiError:
     reasons = [detail["msg"] for detail in details if field_path(detail["loc"]) == path]
     if first["type"] == "missing":
         return ApiError(400, f"{path}: this field is required", param=path)
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{path}: there is no such field here", param=path, code="unknown_field")
     shown = repr(first["input"])
     shown = shown if len(shown) <= SHOWN_INPUT else shown[:SHOWN_INPUT] + "..."
     wanted = " or ".join(dict.fromkeys(reason.removeprefix("Input should be ") for reason in reasons))
@@ -111,21 +127,10 @@ def error_response(error: ApiError) -> Response:
 def install_error_handlers(app: FastAPI) -> None:
     """Give every failure of `app` the envelope: ours, the router's 404 and 405, and the unexpected."""
 
-    async def on_api_error(request: Request, error: ApiError) -> Response:
-        request.state.exchange.error = error.code or error.type
-        return error_response(error)
-
-    async def on_invalid_request(request: Request, error: InvalidRequest) -> Response:
-        return await on_api_error(request, from_core(error))
-
-    async def on_stopped(request: Request, error: EngineStopped) -> Response:
-        stopped = unavailable(f"The engine has stopped: {error}", 30, "engine_stopped")
-        return await on_api_error(request, stopped)
-
-    async def on_full(request: Request, error: QueueFull) -> Response:
-        headers = {"Retry-After": str(math.ceil(error.retry_after))}
-        full = ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers=headers)
-        return await on_api_error(request, full)
+    async def on_refusal(request: Request, error: Exception) -> Response:
+        refusal = from_core(error)
+        request.state.exchange.error = refusal.code or refusal.type
+        return error_response(refusal)
 
     async def on_http(request: Request, error: HTTPException) -> Response:
         message = str(error.detail)
@@ -134,7 +139,7 @@ def install_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             message = f"Not allowed to {request.method} on {request.url.path}"
         kind = INVALID if error.status_code < 500 else SERVER
-        return await on_api_error(
+        return await on_refusal(
             request, ApiError(error.status_code, message, type=kind, headers=error.headers)
         )
 
@@ -147,9 +152,7 @@ def install_error_handlers(app: FastAPI) -> None:
             ApiError(500, f"Internal error: {type(error).__name__}", type=SERVER, headers=headers)
         )
 
-    app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(InvalidRequest, on_invalid_request)
-    app.add_exception_handler(EngineStopped, on_stopped)
-    app.add_exception_handler(QueueFull, on_full)
+    for kind in REFUSALS:
+        app.add_exception_handler(kind, on_refusal)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_unexpected)

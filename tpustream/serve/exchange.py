@@ -45,7 +45,7 @@ class Exchange:
     finishes: list[str] = dataclasses.field(default_factory=list)
 
 
-Ended = Callable[[Scope, Exchange], Any]
+ExchangeEnded = Callable[[Scope, Exchange], Any]
 """Told of every exchange when it is over."""
 
 
@@ -61,7 +61,7 @@ class Exchanges:
     outside of all middleware.
     """
 
-    def __init__(self, app: ASGIApp, ended: Ended):
+    def __init__(self, app: ASGIApp, ended: ExchangeEnded):
         self.app = app
         self._ended = ended
 
@@ -75,7 +75,9 @@ class Exchanges:
         exchange = scope.setdefault("state", {})["exchange"] = Exchange(request_id=request_id)
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                exchange.status = 101
+            elif message["type"] in ("http.response.start", "websocket.http.response.start"):
                 exchange.status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)

@@ -62,7 +62,9 @@ CORS_ORIGINS = flags.DEFINE_list(
     [],
     "Origins of web pages that may call from a browser, such as https://a.example; * is all.",
 )
-MAX_BODY = flags.DEFINE_integer("max_body_bytes", MAX_BODY_BYTES, "Largest body of a request.", lower_bound=1)
+MAX_BODY = flags.DEFINE_integer(
+    "max_body_bytes", MAX_BODY_BYTES, "Largest body of a request, and largest message.", lower_bound=1
+)
 MAX_HEADER = flags.DEFINE_integer(
     "max_header_bytes",
     ConnectionBounds.max_header_bytes,
@@ -117,6 +119,12 @@ STREAM_STORE = flags.DEFINE_string(
     None,
     "File (SQLite) by which a restarted server goes on with kept answers: it makes them again and compares "
     "checksums. It holds the requests, prompts included, for as long as they are kept. None: memory only.",
+)
+PARK = flags.DEFINE_float(
+    "park_seconds",
+    Settings.park_seconds,
+    "Seconds that a live stream keeps its slot while its client grants no tokens.",
+    lower_bound=0.0,
 )
 REQUEST_TIMEOUT = flags.DEFINE_float(
     "request_timeout", 0.0, "Seconds that an answer may take in all; 0 is no bound.", lower_bound=0.0
@@ -246,6 +254,7 @@ def settings_from_flags() -> Settings:
         resume_window=RESUME_WINDOW.value,
         kept_answers=RESUME_STREAMS.value,
         kept_bytes=RESUME_MB.value * 2**20,
+        park_seconds=PARK.value,
         gap_threshold=GAP_THRESHOLD.value / 1000,
         memory_bandwidth=MEMORY_BANDWIDTH.value * 1e9 or None,
         ignored_fields=tuple(IGNORED.value),
@@ -265,6 +274,7 @@ def bounds_from_flags() -> ConnectionBounds:
     """What one connection may hold."""
     return ConnectionBounds(
         max_header_bytes=MAX_HEADER.value,
+        max_message_bytes=MAX_BODY.value,
         receive_timeout=RECEIVE_TIMEOUT.value,
         stall_timeout=STALL_TIMEOUT.value,
     )

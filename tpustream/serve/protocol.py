@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with bounds on what one connection may hold: head, patience, unread bytes.
+"""uvicorn's protocols with bounds on what one connection may hold: head, patience, unread bytes.
 
 Bodies are bounded where they are read (`body`). What is refused here has not become a request, so
 the answer is written by hand, in the envelope of all errors.
@@ -8,8 +8,11 @@ import asyncio
 import dataclasses
 
 from pydantic_core import to_json
+from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from tpustream.serve.body import MAX_BODY_BYTES
 from tpustream.serve.errors import envelope
 
 
@@ -20,12 +23,14 @@ class ConnectionBounds:
     Attributes:
       max_header_bytes: of the URL and all headers of a request.
       receive_timeout: seconds in which a request, its body included, has to arrive.
-      stall_timeout: seconds for which a client may take nothing of what waits for it.
+      stall_timeout: seconds for which a client may take nothing of what waits for it, or answer no ping.
+      max_message_bytes: of a message of a WebSocket.
     """
 
     max_header_bytes: int = 64 * 1024
     receive_timeout: float = 30.0
     stall_timeout: float = 60.0
+    max_message_bytes: int = MAX_BODY_BYTES
 
 
 class _HeadTooLarge(Exception):
@@ -165,6 +170,16 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, whose bounds are its own settings."""
+
+    async def send(self, message: Message) -> None:
+        """Send what the application says."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # refused by a response: else it is logged as no answer at all
 
 
 def bounded(bounds: ConnectionBounds) -> type[BoundedProtocol]:

@@ -5,7 +5,7 @@ import random
 
 from tpustream.core.errors import InvalidRequest
 from tpustream.core.request import SamplingParams
-from tpustream.serve.schema import ChatRequest, CompletionRequest, SampledRequest
+from tpustream.serve.schema import ChatRequest, CompletionRequest, SampledRequest, SamplingFields
 
 MOST_TOKENS = 2**31 - 1  # no stream is that long: a larger max_tokens says nothing more
 SEED_RANGE = 2**64
@@ -15,6 +15,7 @@ COMPLETION_MAX_TOKENS = 16  # OpenAI's default
 
 def chat_sampling(request: ChatRequest, vocab_size: int) -> SamplingParams:
     """Sampling of a chat. `max_tokens` stays None when absent. Raises InvalidRequest."""
+    check_stream_options(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs: wanted logprobs to be true as well", param="top_logprobs")
     newer, older = request.max_completion_tokens, request.max_tokens
@@ -31,6 +32,7 @@ def chat_sampling(request: ChatRequest, vocab_size: int) -> SamplingParams:
 
 def completion_sampling(request: CompletionRequest, vocab_size: int) -> SamplingParams:
     """Sampling of a text completion. Raises InvalidRequest."""
+    check_stream_options(request)
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     return sampling_of(request, vocab_size, max_tokens=max_tokens, logprobs=request.logprobs)
 
@@ -59,13 +61,17 @@ def for_choice(sampling: SamplingParams, choice: int, room: int) -> SamplingPara
     return dataclasses.replace(sampling, seed=seed, max_tokens=max_tokens)
 
 
-def sampling_of(
-    request: SampledRequest, vocab_size: int, *, max_tokens: int | None, logprobs: int | None
-) -> SamplingParams:
-    """Sampling by the fields that all routes share. Raises InvalidRequest."""
+def check_stream_options(request: SampledRequest) -> None:
+    """Raise InvalidRequest for options of a stream that is none."""
     # Who says `stream: false` has decided; who leaves it out has probably forgotten it.
     if request.stream_options is not None and request.stream is None:
         raise InvalidRequest("stream_options: wanted stream to be true as well", param="stream_options")
+
+
+def sampling_of(
+    request: SamplingFields, vocab_size: int, *, max_tokens: int | None, logprobs: int | None
+) -> SamplingParams:
+    """Sampling by the fields that all routes share. Raises InvalidRequest."""
     given = {field: getattr(request, field) for field in COPIED if getattr(request, field) is not None}
     top_k = 0 if request.top_k in (None, -1) else request.top_k  # -1 is vLLM's word for all
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())

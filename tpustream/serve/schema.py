@@ -49,18 +49,13 @@ class StreamOptions(OpenModel):
     resumable: bool | None = None
 
 
-class SampledRequest(OpenModel):
-    """Fields that every generating route shares. `None` always means the default.
+class SamplingFields(OpenModel):
+    """How tokens are chosen, by the names of OpenAI's completions. `None` always means the default.
 
     Attributes:
-      model: name of the served model; the only one when absent.
       top_k, min_p, repetition_penalty, stop_token_ids, ignore_eos: vLLM's extensions.
-      priority: a lower value is served earlier, 0 when absent (vLLM's extension).
-      deadline_ms: milliseconds within which the answer must have begun to be computed; one that waits
-        longer for a slot ends with the error `deadline_exceeded`. An answer that runs is never cut short.
     """
 
-    model: str | None = None
     temperature: FiniteFloat | None = None
     top_p: FiniteFloat | None = None
     top_k: int | None = None
@@ -73,10 +68,28 @@ class SampledRequest(OpenModel):
     stop: str | Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+
+
+class QueuedFields(OpenModel):
+    """Who answers, and when at the latest.
+
+    Attributes:
+      model: name of the served model; the only one when absent.
+      priority: a lower value is served earlier, 0 when absent (vLLM's extension).
+      deadline_ms: milliseconds within which the answer must have begun to be computed; one that waits
+        longer for a slot ends with the error `deadline_exceeded`. An answer that runs is never cut short.
+    """
+
+    model: str | None = None
     priority: int | None = None
     deadline_ms: Annotated[int, Field(gt=0, le=MAX_DEADLINE_MS)] | None = None
+
+
+class SampledRequest(SamplingFields, QueuedFields):
+    """Fields that every generating route shares."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
 
 class GenerationRequest(SampledRequest):

@@ -18,7 +18,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from tpustream.serve.protocol import ConnectionBounds, bounded
+from tpustream.serve.protocol import ConnectionBounds, WebSocketProtocol, bounded
 from tpustream.serve.service import Service
 
 DRAIN_SECONDS = 25.0  # Kubernetes kills after 30
@@ -100,10 +100,15 @@ class Server(uvicorn.Server):
         certificate: Certificate | None = None,
         follow_engine: bool = True,
     ):
+        bounds = bounds or ConnectionBounds()
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http=bounded(bounds or ConnectionBounds()),
+            http=bounded(bounds),
+            ws=WebSocketProtocol,
+            ws_max_size=bounds.max_message_bytes,
+            ws_ping_timeout=bounds.stall_timeout,
+            ws_per_message_deflate=False,  # messages are short: it would cost more than it saves
             lifespan="off",
             log_config=None,  # the process decides (observe/logs.py)
             log_level="warning",
@@ -133,6 +138,9 @@ class Server(uvicorn.Server):
         while self._service.generations and time.monotonic() < patience and not self.force_exit:
             await asyncio.sleep(LOOK_SECONDS)
         self._service.end_all()
+        patience = time.monotonic() + FLUSH_SECONDS
+        while self._service.generations and time.monotonic() < patience and not self.force_exit:
+            await asyncio.sleep(LOOK_SECONDS)  # a WebSocket would be closed before its last messages are sent
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tpustream.control.text_stream import TextStream
-from tpustream.core.request import Delta, FinishReason, Request, TokenEvent
+from tpustream.core.request import Delta, FinishReason, Request, SamplingParams, TokenEvent
 from tpustream.serve.errors import SERVER, ApiError
 from tpustream.serve.exchange import Exchange
 from tpustream.serve.observe.metrics import PauseReason
@@ -23,6 +23,18 @@ from tpustream.serve.service import ServedRuntime, Service
 from tpustream.serve.slow_readers import Backlog, ReaderPolicy
 
 MOST_AT_ONCE = 256  # tokens, some milliseconds of work, before others have their turn
+
+
+class _Arrival(NamedTuple):
+    index: int
+    request: Request
+    event: TokenEvent
+    came: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the client is given with it: the one that stops a stream is no part of the text."""
+        return int(self.event.token is not None and self.event.finish is not FinishReason.STOP)
 
 
 class Generation:
@@ -68,10 +80,11 @@ class Generation:
         self._choices = choices
         self._service = service
         self._engine = runtime.engine
-        self._requests = tuple(requests)
-        self._texts = [TextStream(runtime.tokenizer, request.sampling) for request in requests]
+        self._tokenizer = runtime.tokenizer
+        self._requests: list[Request | None] = list(requests)  # None: halted
+        self._texts = [self._new_text(request.sampling) for request in requests]
         self._running: set[int] = set()
-        self._arrived: deque[tuple[int, TokenEvent, float]] = deque()
+        self._arrived: deque[_Arrival] = deque()
         self._backlog = Backlog(
             readers,
             most=readers.max_unread * len(requests),
@@ -105,19 +118,20 @@ class Generation:
     def _start(self) -> None:
         for index, request in enumerate(self._requests):
             if request.sampling.max_tokens == 0:
-                self._sink(index, TokenEvent(finish=FinishReason.LENGTH))
+                self._sink(index, request, TokenEvent(finish=FinishReason.LENGTH))
                 continue
-            self._engine.submit(request, partial(self._sink, index))
+            self._engine.submit(request, partial(self._sink, index, request))
             self._running.add(index)
 
-    async def next(self, timeout: float | None) -> list[tuple[int, Delta]]:
+    async def next(self, timeout: float | None, most: int | None = None) -> list[tuple[int, Delta]]:
         """Deltas that have come, each with the index of its choice; waits up to `timeout` seconds or
-        without end for None.
+        without end for None, or until `wake`.
 
-        May be empty. Not to be called once `open` is empty.
+        May be empty. Not to be called once `open` is empty. Of tokens `most` are given, None is no bound;
+        the others stay for the next call, and an end that comes without a token is given all the same.
         """
         self._asked = time.monotonic()
-        if self._arrived:
+        if self._may_take(most):
             await asyncio.sleep(0)  # a fast stream must not keep the loop from the others
         elif self.ended_early is None:
             self._news.clear()
@@ -125,15 +139,15 @@ class Generation:
                 async with asyncio.timeout(timeout):
                     await self._news.wait()
         deltas = []
-        taken = min(len(self._arrived), MOST_AT_ONCE)
-        for _ in range(taken):
-            index, event, came = self._arrived.popleft()
-            delta = self._delta(index, event, came)
+        left = most
+        for arrival in self._take(most):
+            left = None if left is None else left - arrival.tokens
+            delta = self._delta(arrival.index, arrival.event, arrival.came)
             if delta is not None:
-                deltas.append((index, delta))
-        if taken:
+                deltas.append((arrival.index, delta))
+        if deltas:
             self._backlog.shrank()
-        if self.ended_early is not None and not self._arrived:
+        if self.ended_early is not None and not self._may_take(left):
             for index in sorted(self.open):
                 self._ended(index, FinishReason.ERROR)
                 deltas.append((index, Delta(finish=FinishReason.ERROR, error=self.ended_early.message)))
@@ -169,6 +183,10 @@ class Generation:
         self._cancel_running()
         self._news.set()
 
+    def wake(self) -> None:
+        """Let `next` return, with what there is."""
+        self._news.set()
+
     def close(self) -> None:
         """Cancel what still runs and give back its place. May be called twice."""
         self._cancel_running()
@@ -192,10 +210,35 @@ class Generation:
         """Tokens of the prompts that are prefilled so far, and of all; of requests with `progress`."""
         return {"done": sum(self._prefilled.values()), "total": self.prompt_tokens}
 
-    def _sink(self, index: int, event: TokenEvent) -> None:
+    def _new_text(self, sampling: SamplingParams) -> TextStream:
+        return TextStream(self._tokenizer, sampling)
+
+    def _may_take(self, most: int | None) -> bool:
+        """Whether something has come that may be given when `most` tokens may."""
+        self._forget_halted()
+        return bool(self._arrived) and (most is None or self._arrived[0].tokens <= most)
+
+    def _take(self, most: int | None) -> Iterator[_Arrival]:
+        for _ in range(min(len(self._arrived), MOST_AT_ONCE)):
+            arrival = self._arrived[0]
+            if arrival.request is self._requests[arrival.index]:
+                if most is not None:
+                    most -= arrival.tokens
+                    if most < 0:
+                        return
+                self._arrived.popleft()
+                yield arrival
+            else:
+                self._arrived.popleft()
+
+    def _forget_halted(self) -> None:
+        while self._arrived and self._arrived[0].request is not self._requests[self._arrived[0].index]:
+            self._arrived.popleft()
+
+    def _sink(self, index: int, request: Request, event: TokenEvent) -> None:
         # On the engine's thread. The append comes before the look at the flag, and the loop lowers the
         # flag before it looks at the deque, so no event is left behind.
-        self._arrived.append((index, event, time.monotonic()))
+        self._arrived.append(_Arrival(index, request, event, time.monotonic()))
         self._backlog.grew()
         if not self._woken:
             self._woken = True
@@ -220,7 +263,8 @@ class Generation:
             self._prefilled[index] = event.prefilled
         if event.token is not None:
             self._count_token(index, event, came)
-        if event.cached_tokens and index % self._choices == 0:  # a prompt's other choices find the first's
+        first = index % self._choices == 0 and not self._requests[index].generated
+        if event.cached_tokens and first:  # a prompt's other choices, and what goes on from it, find its own
             self.cached_tokens += event.cached_tokens
         if delta.finish is not None:
             self._ended(index, delta.finish)

@@ -1,7 +1,8 @@
 """The gate: no request passes without a credential, and none beyond its client's requests a minute.
 
 Stands before every route, those of other parts and of later days included, and before WebSockets.
-Open are only the two probes, which say nothing but whether the process lives and can answer.
+Open are only the two probes, which say nothing but whether the process lives and can answer. A browser
+cannot give a WebSocket a header, but it can propose protocols: `bearer.KEY` counts as the header.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from tpustream.serve.errors import ApiError, error_response
 from tpustream.serve.exchange import exchange_of
 
 OPEN_PATHS = ("/health", "/ready")
-POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
+KEY_PROTOCOL = "bearer."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,15 @@ def unauthorized(message: str) -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
+def authorization_of(scope: Scope) -> str:
+    """The Authorization header of a request, "" where there is none."""
+    given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+    for protocol in scope.get("subprotocols", ()):
+        if not given and protocol.startswith(KEY_PROTOCOL):
+            given = "Bearer " + protocol.removeprefix(KEY_PROTOCOL)
+    return given
+
+
 class Gate:
     """Middleware that asks `access` before anything else is done."""
 
@@ -68,18 +78,13 @@ class Gate:
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)
-        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         try:
-            exchange.client = self._access.identify(authorization)
+            exchange.client = self._access.identify(authorization_of(scope))
             if scope["type"] == "websocket" or scope["method"] == "POST":
                 exchange.client.request()
         except ApiError as error:
             exchange.error = error.code
-            if scope["type"] == "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
-            else:
-                await error_response(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
             return
 
         async def send_with_limits(message: Message) -> None:

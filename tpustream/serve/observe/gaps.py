@@ -7,7 +7,8 @@ A token comes from the engine, waits until it is asked for, and is taken:
 
 The longest part has the blame; time for which the stream was paused is the client's. Within the
 engine's part a compilation counts first, then a chunk of another prompt before the step; else it is the
-step itself. The first token's wait is the queue's or its own prefill's.
+step itself. The first token's wait is the queue's or its own prefill's; so is the one of a stream that
+left its slot and goes on in another.
 """
 
 import enum
@@ -92,9 +93,12 @@ class GapWatch:
         self._came, self._taken, self._compilations = came, taken, compilations
         if gap < self._threshold:
             return gap, None
-        inside = Cause.COMPILE if compiled else Cause.PREFILL if event.after_prefill else Cause.STEP
+        queued = event.queued or 0.0
+        prefilled = event.after_prefill or event.queued is not None
+        inside = Cause.COMPILE if compiled else Cause.PREFILL if prefilled else Cause.STEP
         parts = {
-            inside: engine,
+            inside: engine - queued,
+            Cause.QUEUE: queued,
             Cause.CLIENT: max(asked - returned, held),
             Cause.HOST: taken - max(came, asked),
         }

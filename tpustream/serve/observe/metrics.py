@@ -40,6 +40,7 @@ class PauseReason(enum.StrEnum):
     """Why the streams of an answer were paused."""
 
     SLOW_READER = "slow_reader"
+    CREDITS = "credits"
 
 
 class WatchedEngine(Protocol):

@@ -23,7 +23,7 @@ from tpustream.serve.responses.prompt import encode_conversation
 from tpustream.serve.responses.record import ResponseRecord, echo
 from tpustream.serve.responses.schema import ResponsesRequest
 from tpustream.serve.responses.store import ResponseStore
-from tpustream.serve.sampling import for_choice, sampling_of
+from tpustream.serve.sampling import check_stream_options, for_choice, sampling_of
 from tpustream.serve.service import Service
 from tpustream.serve.tokens import Generation
 from tpustream.serve.transport import CLIENT_CLOSED, EventStream, unary
@@ -44,6 +44,7 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
         body = await settings.read(http, ResponsesRequest)
         model = service.check_model(body.model)
         check(body)
+        check_stream_options(body)
         sampling = sampling_of(
             body, runtime.engine.vocab_size, max_tokens=body.max_output_tokens, logprobs=body.logprobs
         )
