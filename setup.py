@@ -4,10 +4,51 @@ A lower bound is the first version without a known advisory where that is later 
 """
 
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import find_packages, setup
+from setuptools import Command, find_packages, setup
+from setuptools.command.build import build
+
+ROOT = Path(__file__).parent
+PROTO = Path("tpustream/serve/live/stream.proto")
+GRPC = [  # not older than the generator in pyproject.toml and its protobuf
+    "grpcio>=1.80.1",
+    "grpcio-health-checking>=1.80",
+    "grpcio-reflection>=1.80",
+    "protobuf>=6.31.1,<8",
+]
+
+
+class BuildStubs(Command):
+    """Generate the Python code of PROTO beside it, from where packages and editable installs take it."""
+
+    description = f"generate the Python code of {PROTO}"
+    user_options: ClassVar = []
+
+    def initialize_options(self):
+        """No options."""
+
+    def finalize_options(self):
+        """No options."""
+
+    def run(self):
+        """Run the generator, which is a requirement of the build alone."""
+        from grpc_tools import protoc
+
+        outputs = [f"--python_out={ROOT}", f"--grpc_python_out={ROOT}"]
+        code = protoc.main(["protoc", f"-I{ROOT}", *outputs, str(ROOT / PROTO)])
+        if code != 0:
+            raise RuntimeError(f"{PROTO}: wanted code generated from it, got exit code {code} of protoc")
+
+
+class Build(build):
+    """The usual build, with the generated code first."""
+
+    sub_commands = (("build_stubs", None), *build.sub_commands)
+
 
 setup(
+    cmdclass={"build": Build, "build_stubs": BuildStubs},
     name="tpustream",
     version="0.1.0",
     description="A streaming LLM engine for JAX on TPU, GPU and CPU",
@@ -20,6 +61,7 @@ setup(
     package_data={
         "tpustream.configs": ["*.json"],
         "tpustream.ops.cpu": ["*.cc", "*.h"],  # built on the user's machine
+        "tpustream.serve.live": ["*.proto"],
     },
     install_requires=[
         "absl-py>=2.1",
@@ -52,9 +94,12 @@ setup(
     extras_require={
         # JSON Web Tokens: --jwt_key_file.
         "auth": ["PyJWT[crypto]>=2.13"],
+        # Live streams over gRPC: --grpc_port.
+        "grpc": GRPC,
         # Traces: --otlp_endpoint.
         "otel": ["opentelemetry-exporter-otlp-proto-http>=1.27", "opentelemetry-sdk>=1.27"],
         "test": [
+            *GRPC,
             "PyJWT[crypto]>=2.13",
             "httpx>=0.27",
             "hypothesis>=6.100",

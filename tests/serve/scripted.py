@@ -254,6 +254,7 @@ class Served:
     port: int
     server: Server
     runtime: ScriptedRuntime | None
+    grpc_port: int = 0
 
     @property
     def engine(self) -> ScriptedEngine:
@@ -278,18 +279,33 @@ def serve(
     bounds: ConnectionBounds | None = None,
     certificate: Certificate | None = None,
     follow_engine: bool = False,
+    grpc: bool = False,
     **options,
 ) -> Iterator[Served]:
-    """Serve `runtime` from a thread until the block ends."""
+    """Serve `runtime` from a thread until the block ends; with `grpc` on a second port, `grpc_port`."""
     options.setdefault("settings", Settings(keep_alive=0.2, max_body_bytes=20_000, max_unread_tokens=50_000))
     bound = bind("127.0.0.1", 0)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # a client that does not read is felt soon
+    app, beside = create_app(runtime, **options), None
+    if grpc:
+        from tpustream.serve.live.grpc_server import GrpcServer  # needs generated code
+
+        beside = GrpcServer(
+            app.state.service,
+            options["settings"],
+            address="127.0.0.1:0",
+            ended=app.state.ended,
+            access=options.get("access"),
+            bounds=bounds,
+            certificate=certificate,
+        )
     server = Server(
-        create_app(runtime, **options),
+        app,
         drain_seconds=drain_seconds,
         bounds=bounds,
         certificate=certificate,
         follow_engine=follow_engine,
+        beside=beside,
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     served = Served(
@@ -301,6 +317,7 @@ def serve(
     thread.start()
     try:
         wait_until(lambda: server.started)
+        served.grpc_port = beside.port if grpc else 0
         yield served
     finally:
         server.stop()

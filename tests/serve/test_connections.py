@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 
+import grpc
 import httpx
 import pytest
 from cryptography import x509
@@ -16,6 +17,8 @@ from tpustream.serve.access.api_keys import KeyFile, make_key
 from tpustream.serve.access.clients import Clients, Limits
 from tpustream.serve.access.gate import Access
 from tpustream.serve.answer import Settings
+from tpustream.serve.live.stream_pb2 import Start
+from tpustream.serve.live.stream_pb2_grpc import StreamStub
 from tpustream.serve.protocol import ConnectionBounds
 from tpustream.serve.server import Certificate
 
@@ -203,15 +206,19 @@ def self_signed(folder):
 
 
 def test_tls(tmp_path):
-    """HTTPS with the certificate that was given; files that do not fit are refused at the start."""
+    """HTTPS and gRPC with the certificate that was given; files that do not fit are refused at the start."""
     cert, key = self_signed(tmp_path)
-    with serve(ScriptedRuntime(), certificate=Certificate(cert=cert, key=key)) as served:
+    with serve(ScriptedRuntime(), grpc=True, certificate=Certificate(cert=cert, key=key)) as served:
         url = f"https://localhost:{served.port}"
         context = ssl.create_default_context(cafile=cert)
         with httpx.Client(base_url=url, verify=context, trust_env=False) as web:
             chunks, _ = stream(web, CHAT, chat_body())
             assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
         assert served.url.startswith("https://")
+        trusted = grpc.ssl_channel_credentials(cert.read_bytes())
+        with grpc.secure_channel(f"localhost:{served.grpc_port}", trusted) as channel:
+            said = StreamStub(channel).Generate(Start(stream="a", prompt="hi"), timeout=10)
+            assert "".join(message.text.text for message in said) == "ok"
     with pytest.raises(ValueError, match="wanted PEM files that fit"):
         Certificate(cert=key, key=cert)
     with pytest.raises(OSError):

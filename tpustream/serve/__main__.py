@@ -59,10 +59,11 @@ def banner(url: str, name: str, *, chat: bool, keyed: bool) -> str:
     else:
         path, body = "/v1/completions", {"prompt": "Once upon a time"}
     data = json.dumps({"model": name, **body, "stream": True})
+    grpc = f", gRPC on port {options.GRPC_PORT.value}" if options.GRPC_PORT.value else ""
     key = '-H "Authorization: Bearer $API_KEY" ' if keyed else ""
     return (
         f"\n  tpustream serves {name}\n"
-        f"  at {url}/v1  (Ctrl-C stops)\n\n"
+        f"  at {url}/v1{grpc}  (Ctrl-C stops)\n\n"
         f"  curl -N {url}{path} {key}-H 'Content-Type: application/json' -d '{data}'\n"
     )
 
@@ -93,22 +94,24 @@ def main(argv: list[str]) -> int:
                 "serve everybody, --allow_anonymous"
             )
         stream_store = options.stream_store_from_flags()
+        application = create_app(
+            names=tuple(options.NAMES.value),
+            settings=settings,
+            access=access,
+            cors_origins=tuple(options.CORS_ORIGINS.value),
+            traces=traces,
+            stream_store=stream_store,
+        )
+        grpc = options.grpc_from_flags(application, access, certificate)
     except (ValueError, OSError, ImportError) as error:
         return report(str(error))
-    application = create_app(
-        names=tuple(options.NAMES.value),
-        settings=settings,
-        access=access,
-        cors_origins=tuple(options.CORS_ORIGINS.value),
-        traces=traces,
-        stream_store=stream_store,
-    )
     service: Service = application.state.service
     server = Server(
         application,
         drain_seconds=options.DRAIN.value,
         bounds=options.bounds_from_flags(),
         certificate=certificate,
+        beside=grpc,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())

@@ -57,7 +57,8 @@ def create_app(
     traces: Traces | None = None,
     stream_store: StreamDatabase | None = None,
 ) -> FastAPI:
-    """The ASGI application that serves `runtime`; its Service is `app.state.service`.
+    """The ASGI application that serves `runtime`; its Service is `app.state.service`, and what is told of
+    every exchange that is over `app.state.ended`.
 
     Without a runtime every generating route answers 503 until `app.state.service.attach(runtime)`.
 
@@ -76,6 +77,15 @@ def create_app(
         service.attach(runtime)
     app = FastAPI(title="tpustream", version=__version__, redirect_slashes=False)
     app.state.service = service
+
+    def ended(scope: Scope, exchange: Exchange) -> None:
+        if scope.get("method") != "GET":
+            metrics.exchange_ended(exchange)
+        log_exchange(scope, exchange)
+        if traces is not None:
+            traces.ended(scope, exchange)
+
+    app.state.ended = ended
     shelf = Shelf(
         window=settings.resume_window,
         most=settings.kept_answers,
@@ -92,14 +102,6 @@ def create_app(
     app.include_router(tokenizing_routes(service, settings))
     app.include_router(model_routes(service))
     app.include_router(metric_routes(metrics))
-
-    def ended(scope: Scope, exchange: Exchange) -> None:
-        if scope.get("method") != "GET":
-            metrics.exchange_ended(exchange)
-        log_exchange(scope, exchange)
-        if traces is not None:
-            traces.ended(scope, exchange)
-
     app.include_router(live_routes(service, settings, origins=cors_origins, ended=ended))
     if access is not None:
         app.add_middleware(Gate, access=access)

@@ -49,6 +49,11 @@ ExchangeEnded = Callable[[Scope, Exchange], Any]
 """Told of every exchange when it is over."""
 
 
+def request_id_of(given: str) -> str:
+    """The id of a request: what its client calls it where that can be an id, or a new one."""
+    return given if REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+
+
 def exchange_of(scope: Scope) -> Exchange:
     """The exchange that a request belongs to."""
     return scope["state"]["exchange"]
@@ -70,8 +75,7 @@ class Exchanges:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1"))
         exchange = scope.setdefault("state", {})["exchange"] = Exchange(request_id=request_id)
 
         async def send_with_id(message: Message) -> None:

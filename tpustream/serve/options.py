@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from absl import flags
+from fastapi import FastAPI
 
 from tpustream.hosts.joining import HostsConfig
 from tpustream.serve.access.api_keys import KeyFile
@@ -14,12 +15,19 @@ from tpustream.serve.body import MAX_BODY_BYTES
 from tpustream.serve.observe.logs import FORMATS
 from tpustream.serve.protocol import ConnectionBounds
 from tpustream.serve.resume.database import StreamDatabase
-from tpustream.serve.server import DRAIN_SECONDS, Certificate
+from tpustream.serve.server import DRAIN_SECONDS, Beside, Certificate, bind
 from tpustream.serve.slow_readers import SLOW_READERS
 
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 PORT = flags.DEFINE_integer(
     "port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535
+)
+GRPC_PORT = flags.DEFINE_integer(
+    "grpc_port",
+    0,
+    "Port of live streams over gRPC, on the same address; 0 is none. Needs the extra `grpc`.",
+    lower_bound=0,
+    upper_bound=65535,
 )
 NAMES = flags.DEFINE_list(
     "served_model_name", [], "Names that clients may use for the model; its own when empty."
@@ -241,6 +249,30 @@ def certificate_from_flags() -> Certificate | None:
     if TLS_CERT.value is None or TLS_KEY.value is None:
         raise ValueError("--tls_cert, --tls_key: wanted both, got one")
     return Certificate(cert=Path(TLS_CERT.value), key=Path(TLS_KEY.value))
+
+
+def grpc_from_flags(app: FastAPI, access: Access | None, certificate: Certificate | None) -> Beside | None:
+    """The gRPC server beside `app`; None without --grpc_port.
+
+    Raises ImportError without the extra, OSError when the port is taken.
+    """
+    if GRPC_PORT.value == 0:
+        return None
+    try:
+        from tpustream.serve.live.grpc_server import GrpcServer
+    except ImportError as error:
+        raise ImportError(f'--grpc_port needs gRPC: pip install "tpustream[grpc]" ({error})') from error
+    bind(HOST.value, GRPC_PORT.value).close()  # known now, not when the loop runs
+    host = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
+    return GrpcServer(
+        app.state.service,
+        settings_from_flags(),
+        address=f"{host}:{GRPC_PORT.value}",
+        ended=app.state.ended,
+        access=access,
+        bounds=bounds_from_flags(),
+        certificate=certificate,
+    )
 
 
 def settings_from_flags() -> Settings:

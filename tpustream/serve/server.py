@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -78,6 +79,19 @@ def is_loopback(bound: socket.socket) -> bool:
     return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
 
 
+class Beside(Protocol):
+    """Another server on the same loop, for the same service."""
+
+    async def start(self) -> None:
+        """Listen."""
+
+    async def look(self) -> None:
+        """Notice what has become of the service."""
+
+    async def stop(self) -> None:
+        """End what is left."""
+
+
 class Server(uvicorn.Server):
     """uvicorn with signals left to the caller, and streams that end in good order.
 
@@ -89,6 +103,7 @@ class Server(uvicorn.Server):
       bounds: of one connection; None for the defaults.
       certificate: for TLS; None for plain HTTP.
       follow_engine: stop when the engine has stopped.
+      beside: started and stopped with it.
     """
 
     def __init__(
@@ -99,6 +114,7 @@ class Server(uvicorn.Server):
         bounds: ConnectionBounds | None = None,
         certificate: Certificate | None = None,
         follow_engine: bool = True,
+        beside: Beside | None = None,
     ):
         bounds = bounds or ConnectionBounds()
         config = uvicorn.Config(
@@ -122,11 +138,18 @@ class Server(uvicorn.Server):
         self._service: Service = app.state.service
         self._drain_seconds = drain_seconds
         self._follow_engine = follow_engine
+        self._beside = beside
 
     def stop(self) -> None:
         """Begin to stop; called again, do not wait for streams any longer."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        if self._beside is not None:
+            await self._beside.start()
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse what is new, let running streams finish for a while, then end them, then close.
@@ -134,6 +157,8 @@ class Server(uvicorn.Server):
         The port stays open in the meantime, so that a probe sees the server drain.
         """
         self._service.refuse_new()
+        if self._beside is not None:
+            await self._beside.look()
         patience = time.monotonic() + self._drain_seconds
         while self._service.generations and time.monotonic() < patience and not self.force_exit:
             await asyncio.sleep(LOOK_SECONDS)
@@ -141,10 +166,14 @@ class Server(uvicorn.Server):
         patience = time.monotonic() + FLUSH_SECONDS
         while self._service.generations and time.monotonic() < patience and not self.force_exit:
             await asyncio.sleep(LOOK_SECONDS)  # a WebSocket would be closed before its last messages are sent
+        if self._beside is not None:
+            await self._beside.stop()
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true ends the server."""
+        if self._beside is not None:
+            await self._beside.look()
         runtime = self._service.runtime
         if self._follow_engine and runtime is not None and runtime.engine.stopped is not None:
             return True

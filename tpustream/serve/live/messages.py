@@ -221,11 +221,13 @@ class Failed(BaseModel):
 
     Attributes:
       stream: whose message was refused, or which stream failed; absent for a message without one.
+      status: that the same error has over HTTP.
       retry_after: seconds after which the same may pass.
     """
 
     type: Literal["error"] = "error"
     stream: str | None = None
+    status: int
     error: ErrorBody
     retry_after: float | None = None
 
@@ -238,6 +240,7 @@ def failed(error: ApiError, stream: str | None) -> Failed:
     retry_after = error.headers.get("Retry-After")
     return Failed(
         stream=stream,
+        status=error.status,
         error=ErrorBody(message=error.message, type=error.type, param=error.param, code=error.code),
         retry_after=None if retry_after is None else float(retry_after),
     )

@@ -224,8 +224,9 @@ class Session:
             exchange.status, exchange.error = 500, type(error).__name__
             _log.exception("a live stream failed")
             message = f"Internal error: {type(error).__name__}"
-            with contextlib.suppress(Gone):
-                await stream.fail(ApiError(500, message, type=SERVER))
+            if self._streams.get(stream.name) is stream:  # it has not ended yet
+                with contextlib.suppress(Gone):
+                    await stream.fail(ApiError(500, message, type=SERVER))
 
     async def _tell(self, message: ServerMessage) -> None:
         if isinstance(message, Ended):
