@@ -18,7 +18,7 @@ from tpustream.bench.soak.checks import failed, table
 
 ROOT = Path(__file__).parents[3]
 COMMAND = (sys.executable, "-u", str(ROOT / "tests" / "serve" / "command.py"), "tpustream.serve")
-WINDOW = 4.0
+WINDOW = 3.0
 
 
 def test_nobody_notices(monkeypatch):
