@@ -91,6 +91,11 @@ EDGES = {
     ),
     "X-Request-Id echoed or made": ("test_errors.py::test_request_ids",),
     "Every event has an id": ("test_edges.py::test_every_event_has_its_id",),
+    "Resume: with Last-Event-ID the rest, once and in order": (
+        "test_resume.py::test_the_rest_comes_once",
+        "test_resume.py::test_every_position_of_a_stream_can_be_taken_up",
+        "test_resume_restart.py::test_a_stream_goes_on_after_a_restart",
+    ),
     "Metrics by the names that users expect": ("test_metrics.py::test_promised_names_and_the_dashboard",),
     "Routes": (
         "test_errors.py::test_openapi_describes_every_route",
@@ -166,10 +171,9 @@ def test_after_an_error_the_next_works(served, http):
 
 
 def test_every_event_has_its_id(served, http):
-    """The stream's own name and how many events have come, [DONE] too, in each dialect."""
+    """The stream and how many events came, [DONE] included, so that a client can say what it has."""
     served.engine.script = lambda _: say("abc", pause=0.002)
     for path, body in ((CHAT, chat_body()), (TEXT, {"prompt": "a"})):
-        _, raw = stream(http, path, body)
+        chunks, raw = stream(http, path, body)
         ids = [line.removeprefix("id: ") for line in raw.splitlines() if line.startswith("id: ")]
-        name = ids[0].partition(":")[0]
-        assert ids == [f"{name}:{count}" for count in range(1, raw.count("data: ") + 1)]
+        assert ids == [f"{chunks[0]['id']}:{count}" for count in range(1, raw.count("data: ") + 1)]
