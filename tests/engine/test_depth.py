@@ -131,11 +131,14 @@ def log(engine, monkeypatch):
         calls.append(int(count))
         return steps.decode(weights, state, count)
 
-    def release(*arguments):
+    def set_active(state, slot, epoch, active):
+        assert active == 0  # nothing is paused and resumed here
         calls.append("release")
-        return steps.release(*arguments)
+        return steps.set_active(state, slot, epoch, active)
 
-    monkeypatch.setattr(engine, "_steps", dataclasses.replace(steps, decode=decode, release=release))
+    watched = dataclasses.replace(steps, decode=decode, set_active=set_active)
+    monkeypatch.setattr(engine, "_steps", watched)
+    monkeypatch.setattr(engine._slots, "_steps", watched)
     return calls
 
 
