@@ -28,7 +28,7 @@ from tpustream.engine.engine import Engine
 from tpustream.engine.placer import Placer
 from tpustream.engine.state import Weights
 from tpustream.engine.steps import Emit
-from tpustream.engine.weight_forms import Param, quantized, resolve_form
+from tpustream.engine.weight_forms import Param, WeightForm, quantized, resolve_form
 from tpustream.hosts.broadcast import broadcast_steps
 from tpustream.hosts.facts import check_mesh, model_facts
 from tpustream.hosts.group import Group
@@ -37,6 +37,7 @@ from tpustream.model.decoder import param_specs
 from tpustream.model.sharding import ShardingRules, make_mesh
 from tpustream.ops.attend import choose_form
 from tpustream.ops.cpu import build
+from tpustream.ops.cpu.huge_pages import HugePages
 from tpustream.ops.rope import rope_table
 from tpustream.text.tokenizer import Tokenizer, load_tokenizer
 from tpustream.weights.cache import cache_folder
@@ -206,12 +207,16 @@ def make_placer(
 def load_weights(files: ModelFiles, placer: Placer, *, quiet: bool = False, seed: int = 0) -> Weights:
     """The weights on the devices, with the tables of rotations that the model needs."""
     specs = param_specs(placer.model)
+    pages = HugePages()
 
     def held(name: str, array: jax.Array) -> Param:
         if not placer.is_quantized(name, specs[name]):
             return array
         shardings = jax.tree.map(lambda leaf: leaf.sharding, placer.param(name, specs[name]))
-        return jax.tree.map(_placed, quantized(name, array, specs[name], placer.form), shardings)
+        weight = quantized(name, array, specs[name], placer.form)
+        if placer.form is WeightForm.PACKED:
+            weight = jax.tree.map(pages.hold, weight)
+        return jax.tree.map(_placed, weight, shardings)
 
     def sharding_of(name: str) -> jax.sharding.Sharding | None:
         # Bytes are made on the host from the whole matrix, so that scales are the same on every mesh.

@@ -52,7 +52,7 @@ def bundle_facts(placer: Placer) -> dict[str, str]:
         "mesh": ", ".join(f"{axis} {size}" for axis, size in placer.mesh.shape.items()),
         "devices": ",".join(str(device.id) for device in devices),
         "model": repr(dataclasses.replace(placer.model, name="")),
-        "arithmetic": f"{placer.dtype}, weights {placer.form.value}, attention {placer.attention.value}",
+        "arithmetic": f"{placer.dtype}, weights {placer.form.value}, attention {placer.attention.name}",
         **engine,
     }
 

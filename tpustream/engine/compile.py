@@ -15,7 +15,9 @@ import jax
 from tpustream.engine import control_steps, score_step, steps
 from tpustream.engine.packed_prefill import prefill_packed
 from tpustream.engine.placer import Placer
-from tpustream.engine.state import empty_prefix, empty_state
+from tpustream.engine.state import DecodeState, Prefix, empty_prefix, empty_state
+from tpustream.ops.attend import AttentionForm
+from tpustream.ops.cpu.huge_pages import move_to_huge_pages
 
 COMPILERS = 2  # threads: the compiler itself is parallel, tracing is not
 Progress = Callable[[str, int, int], None]
@@ -62,8 +64,8 @@ class CompiledSteps:
     set_active: jax.stages.Compiled
     retune: jax.stages.Compiled
     score: jax.stages.Compiled | None
-    initial_state: jax.stages.Compiled
-    initial_prefix: jax.stages.Compiled
+    initial_state: Callable[[], DecodeState]
+    initial_prefix: Callable[[], Prefix]
     block: int | None
     piece: int | None
     compile_seconds: dict[str, float]
@@ -192,9 +194,22 @@ def compile_steps(
         set_active=compiled["set_active"],
         retune=compiled["retune"],
         score=compiled.get("score"),
-        initial_state=compiled["state"],
-        initial_prefix=compiled["prefix"],
+        initial_state=_maker(compiled["state"], placer),
+        initial_prefix=_maker(compiled["prefix"], placer),
         block=placer.block_tokens,
         piece=engine.piece,
         compile_seconds=seconds,
     )
+
+
+def _maker(make: jax.stages.Compiled, placer: Placer) -> Callable[[], DecodeState | Prefix]:
+    """Makes what is then donated from step to step; for the CPU kernels in large pages."""
+    if placer.attention != AttentionForm.CPU:
+        return make
+
+    def made() -> DecodeState | Prefix:
+        arrays = make()
+        move_to_huge_pages(jax.tree.leaves(arrays))
+        return arrays
+
+    return made
