@@ -59,7 +59,7 @@ setup(
     packages=[*find_packages(include=["tpustream", "tpustream.*"]), "tpustream.configs"],
     package_dir={"tpustream.configs": "configs"},
     package_data={
-        "tpustream.configs": ["*.json"],
+        "tpustream.configs": ["*.json", "chips/*.json"],
         "tpustream.ops.cpu": ["*.cc", "*.h"],  # built on the user's machine
         "tpustream.serve.live": ["*.proto"],
     },
@@ -137,6 +137,8 @@ setup(
             "schemathesis>=4",
             "wget>=3.2",
         ],
+        # The TPU compiler, without a TPU, and pictures: python -m tpustream.plan.
+        "plan": ["libtpu==0.0.42.*", "matplotlib>=3.9"],
         # Pictures of a serving benchmark: scripts/bench_serving.py --plot.
         "bench": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "pytest>=8.2"],

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "flags": BELOW_COMMANDS,
     "bench": (*BELOW_COMMANDS, "runtime", "flags"),
     "compile": ("config", "core", "engine", "weights", "runtime", "flags"),
+    "plan": (*BELOW_COMMANDS, "runtime", "flags"),
     "serve": ("config", "core", "hosts", "text", "control", "weights", "runtime", "flags"),
     "generate": ("config", "core", "text", "control", "weights", "runtime", "flags", "serve"),
 }

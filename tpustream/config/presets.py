@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 def preset_names() -> tuple[str, ...]:
     """Names that `preset` takes, sorted."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.json")))
+    return tuple(sorted(path.stem for path in configs_folder().glob("*.json")))
 
 
 def preset(name: str) -> ModelConfig:
@@ -24,10 +24,11 @@ def preset(name: str) -> ModelConfig:
         close = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"preset: wanted one of {list(names)}, got {name!r}{hint}")
-    return ModelConfig.from_json(_folder() / f"{name.lower()}.json")
+    return ModelConfig.from_json(configs_folder() / f"{name.lower()}.json")
 
 
-def _folder() -> Path:
+def configs_folder() -> Path:
+    """configs/ of the installed package, or of the checkout. ValueError where there is neither."""
     installed, checkout = _PACKAGE / "configs", _PACKAGE.parent / "configs"
     for folder in (installed, checkout):
         if any(folder.glob("*.json")):

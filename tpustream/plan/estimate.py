@@ -1,0 +1,207 @@
+"""How long an executable takes on a chip, from its scheduled HLO.
+
+    cycles   the compiler's `estimated_cycles` of every operation, times the trip counts of the loops around
+             it, at the chip's clock
+    links    bytes of collectives over the bandwidth of a ring, for which the compiler gives no cycles
+    declared custom calls (Pallas kernels): the bytes and operations that their authors state
+
+The time is their sum, and never less than the bytes that must be read over the bandwidth of HBM: the
+compiler's cycles leave out what is prefetched beside other work.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+
+from tpustream.plan.chips import Chip
+from tpustream.plan.hlo import Module, Operation
+
+KERNEL_SHARE = 0.8  # of a chip's bandwidth and matrix peak that a custom call is taken to reach
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+Trips = Callable[[Operation], int]
+"""How often a loop runs whose count is data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Charge:
+    """What one line of a program costs in all its runs.
+
+    Attributes:
+      scope: of the operation, or of the nearest around it that has one.
+      runs: of the loops around it, multiplied.
+      link_bytes: that a device sends around the ring, in all runs; 0 for what is no collective.
+      declared: whether `seconds` rests on stated costs.
+    """
+
+    operation: Operation
+    scope: str
+    runs: int
+    seconds: float
+    link_bytes: float = 0.0
+    declared: bool = False
+
+    @property
+    def collective(self) -> str | None:
+        """Its kind; None for what is no collective."""
+        return collective_kind(self.operation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Time of an executable on one chip, in seconds.
+
+    Attributes:
+      charges: all that costs anything, dearest first.
+      floor: bytes that must be read, over the bandwidth of HBM.
+      dearest_branches: seconds more if every conditional took its dearest branch.
+    """
+
+    charges: tuple[Charge, ...]
+    floor: float
+    dearest_branches: float
+
+    @property
+    def cycles(self) -> float:
+        """Of what the compiler itself costs."""
+        return sum(charge.seconds for charge in self.charges if not (charge.collective or charge.declared))
+
+    @property
+    def links(self) -> float:
+        """Of collectives."""
+        return sum(charge.seconds for charge in self.charges if charge.collective)
+
+    @property
+    def declared(self) -> float:
+        """Of custom calls."""
+        return sum(charge.seconds for charge in self.charges if charge.declared)
+
+    @property
+    def seconds(self) -> float:
+        """The estimate."""
+        return max(self.cycles + self.links + self.declared, self.floor)
+
+    @property
+    def share_of_floor(self) -> float:
+        """1 where the step takes no longer than its bytes."""
+        return self.floor / self.seconds
+
+    def by_scope(self, names: tuple[str, ...], rest: str) -> dict[str, float]:
+        """Seconds by the first of `names` in an operation's scope, collectives apart as "collectives"."""
+        totals = dict.fromkeys((*names, "collectives", rest), 0.0)
+        for charge in self.charges:
+            parts = charge.scope.split("/")
+            found = next((name for name in names if name in parts), rest)
+            totals["collectives" if charge.collective else found] += charge.seconds
+        return totals
+
+
+def collective_kind(operation: Operation) -> str | None:
+    """ "all-reduce" and so on, whether it is synchronous or the start of an asynchronous one; else None."""
+    kind = operation.opcode.removesuffix("-start")
+    return kind if kind in COLLECTIVES else None
+
+
+def estimate(module: Module, chip: Chip, *, live_bytes: int, trips: Trips) -> Estimate:
+    """The time of one run of the module.
+
+    Conditionals take their cheapest branch: in this engine, rows that ask for nothing special.
+
+    Args:
+      live_bytes: what a run must read from HBM.
+      trips: for loops whose count is data.
+    """
+    cheapest = _charges(module, module.entry, chip, trips, dearest=False)
+    dearest = _charges(module, module.entry, chip, trips, dearest=True)
+    return Estimate(
+        charges=tuple(sorted(cheapest, key=lambda charge: -charge.seconds)),
+        floor=live_bytes / chip.hbm_rate,
+        dearest_branches=_total(dearest) - _total(cheapest),
+    )
+
+
+def _total(charges: list[Charge]) -> float:
+    return sum(charge.seconds for charge in charges)
+
+
+def _charges(
+    module: Module,
+    computation: str,
+    chip: Chip,
+    trips: Trips,
+    *,
+    dearest: bool,
+    runs: int = 1,
+    scope: str = "",
+) -> list[Charge]:
+    out: list[Charge] = []
+
+    def inside(name: str, times: int, scope: str) -> list[Charge]:
+        return _charges(module, name, chip, trips, dearest=dearest, runs=runs * times, scope=scope)
+
+    for operation in module.computations[computation]:
+        here = operation.scope or scope
+        if operation.opcode == "while":
+            known = module.trip_count(operation)
+            times = trips(operation) if known is None else known
+            out += inside(operation.called["condition"], times, here)
+            out += inside(operation.called["body"], times, here)
+        elif operation.opcode == "conditional":
+            choices = [inside(branch, 1, here) for branch in operation.branches]
+            out += max(choices, key=_total) if dearest else min(choices, key=_total)
+        elif operation.opcode in ("call", "async-start"):
+            for role in ("to_apply", "calls"):
+                out += inside(operation.called[role], 1, here) if role in operation.called else []
+        elif charge := _charge(module, operation, chip, runs, here):
+            out.append(charge)
+    return out
+
+
+def _charge(module: Module, operation: Operation, chip: Chip, runs: int, scope: str) -> Charge | None:
+    collective = operation
+    if operation.opcode == "fusion":  # a collective may be fused with what comes before and after it
+        inner = module.computations.get(operation.called.get("calls", ""), ())
+        collective = next((one for one in inner if collective_kind(one)), operation)
+    if collective_kind(collective):
+        sent = _link_bytes(collective)
+        seconds = sent / (2 * chip.link_rate)  # both directions of a ring
+        charged = dataclasses.replace(collective, name=operation.name)
+        return Charge(
+            operation=charged, scope=scope, runs=runs, seconds=runs * seconds, link_bytes=runs * sent
+        )
+    declared = operation.declared if operation.opcode == "custom-call" else {}
+    if declared:
+        moved = declared.get("bytes_accessed", 0) / chip.hbm_rate
+        seconds = max(moved, declared.get("flops", 0) / chip.flops) / KERNEL_SHARE
+        return Charge(operation=operation, scope=scope, runs=runs, seconds=runs * seconds, declared=True)
+    if operation.cycles:
+        return Charge(
+            operation=operation, scope=scope, runs=runs, seconds=runs * operation.cycles / chip.clock
+        )
+    return None
+
+
+def _link_bytes(operation: Operation) -> float:
+    """Bytes that each device of a ring sends in one run, as the bandwidth-optimal algorithms do."""
+    kind, group = collective_kind(operation), operation.group_size or 2
+    result = max((array.bytes for array in operation.arrays), default=0)
+    if not operation.opcode.endswith("-start"):
+        result = operation.bytes
+    if kind == "all-reduce":
+        return 2 * result * (group - 1) / group
+    if kind == "reduce-scatter":
+        return result * (group - 1)
+    if kind == "collective-permute":
+        return 2 * result  # one direction alone
+    return result * (group - 1) / group
+
+
+def collectives(estimate: Estimate) -> dict[str, tuple[int, float]]:
+    """Kind -> (runs, bytes that a device sends)."""
+    runs: collections.Counter[str] = collections.Counter()
+    sent: collections.Counter[str] = collections.Counter()
+    for charge in estimate.charges:
+        if kind := charge.collective:
+            runs[kind] += charge.runs
+            sent[kind] += charge.link_bytes
+    return {kind: (runs[kind], sent[kind]) for kind in sorted(runs)}
