@@ -73,7 +73,7 @@ def _layer(c: ModelConfig) -> dict[str, ParamSpec]:
         "attn.q": _weight("heads head_dim embed", heads, head_dim, embed),
         "attn.k": _weight("kv_heads head_dim embed", kv_heads, head_dim, embed),
         "attn.v": _weight("kv_heads head_dim embed", kv_heads, head_dim, embed),
-        "attn.o": _weight("embed heads head_dim", embed, heads, head_dim),
+        "attn.o": _weight("embed heads", embed, heads * head_dim),
         "mlp_norm.scale": _exact("embed", embed),
         "mlp.gate": _weight("ffw embed", ffw, embed),
         "mlp.up": _weight("ffw embed", ffw, embed),

@@ -8,13 +8,11 @@ class ParamSpec:
     """Shape and logical axes of one parameter of the decoder.
 
     Attributes:
-      shape: sizes, outermost first. Projections are stored [out..., in...], as Hugging Face does.
+      shape: sizes, outermost first. Projections are stored [out..., in], as Hugging Face does.
       axes: one logical axis name a dimension, resolved to mesh axes by ShardingRules.
-      inner_axes: how many of the last axes are inputs of the projection.
       keep_float32: norms and biases, which stay exact whatever the weights' dtype.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    inner_axes: int = 1
     keep_float32: bool = False

@@ -54,7 +54,7 @@ def quantized(name: str, array: jax.Array, spec: ParamSpec, form: WeightForm) ->
     """A loaded parameter as bytes, on the host."""
 
     def held(array: np.ndarray) -> Param:
-        weight = quantize(array, inner_axes=spec.inner_axes)
+        weight = quantize(array)
         return pack(weight) if form is WeightForm.PACKED else weight
 
     array = np.asarray(array)
@@ -76,21 +76,21 @@ def abstract(name: str, spec: ParamSpec, form: WeightForm, rules: ShardingRules,
 
 
 def _abstract(spec: ParamSpec, form: WeightForm, rules: ShardingRules, mesh: Mesh) -> Param:
-    outer, inner = spec.shape[: -spec.inner_axes], spec.shape[-spec.inner_axes :]
+    *outer, inputs = spec.shape
     if form is WeightForm.PACKED:
         whole = NamedSharding(mesh, PartitionSpec())
-        panels, scale = packed_shapes(math.prod(outer), math.prod(inner))
+        panels, scale = packed_shapes(math.prod(outer), inputs)
         return PackedWeight(
             bytes=jax.ShapeDtypeStruct(panels, jnp.uint8, sharding=whole),
             scale=jax.ShapeDtypeStruct(scale, jnp.float32, sharding=whole),
-            outer=outer,
-            inputs=math.prod(inner),
+            outer=tuple(outer),
+            inputs=inputs,
         )
     split = rules.spec(spec.axes, spec.shape, mesh)
-    of_outer, of_inner = split[0], split[len(outer)]
+    of_outer, of_inner = split[0], split[-1]
     values, scale = NamedSharding(mesh, PartitionSpec(of_outer, of_inner)), PartitionSpec(of_outer)
     return Int8Weight(
-        values=jax.ShapeDtypeStruct((math.prod(outer), math.prod(inner)), jnp.int8, sharding=values),
+        values=jax.ShapeDtypeStruct((math.prod(outer), inputs), jnp.int8, sharding=values),
         scale=jax.ShapeDtypeStruct((math.prod(outer),), jnp.float32, sharding=NamedSharding(mesh, scale)),
-        outer=outer,
+        outer=tuple(outer),
     )

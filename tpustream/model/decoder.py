@@ -3,7 +3,7 @@
 Layers work on rows of embeddings `[rows, D]`: the tokens of one prompt, or one token of every slot.
 They know nothing of caches: a caller hands in `attend`, gets what it kept, and both prefill and
 decode stay in one model. Parameters are declared with shape and logical axes side by side, and
-stored `[out..., in...]`, the order of the files that they come from.
+stored `[out..., in]`, the order of the files that they come from.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,8 @@ Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(q [rows N H], k [rows K H], v [rows K H]), not rotated -> (out [rows N H], what the caller keeps)."""
 
 
-def _param(
-    shape: tuple[int, ...], axes: tuple[str, ...], *, inner_axes: int = 1, keep_float32: bool = False
-) -> nnx.Param:
-    spec = ParamSpec(shape=shape, axes=axes, inner_axes=inner_axes, keep_float32=keep_float32)
+def _param(shape: tuple[int, ...], axes: tuple[str, ...], *, keep_float32: bool = False) -> nnx.Param:
+    spec = ParamSpec(shape=shape, axes=axes, keep_float32=keep_float32)
     return nnx.Param(jnp.zeros(shape, jnp.float32), spec=spec)
 
 
@@ -55,7 +53,8 @@ class Attention(nnx.Module):
         self.q = _param((*query, c.embed_dim), (*of_query, "embed"))
         self.k = _param((*key, c.embed_dim), (*of_key, "embed"))
         self.v = _param((*key, c.embed_dim), (*of_key, "embed"))
-        self.o = _param((c.embed_dim, *query), ("embed", *of_query), inner_axes=2)
+        # Joined inputs: with an axis of a few heads, TPU's tiles would be laid out anew at every step.
+        self.o = _param((c.embed_dim, c.num_heads * c.head_dim), ("embed", "heads"))
         self.has_bias, self.has_norm = c.qkv_bias, c.qk_norm
         if c.qkv_bias:
             self.q_bias = _param(query, of_query, keep_float32=True)
@@ -77,7 +76,8 @@ class Attention(nnx.Module):
         if self.has_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         out, kept = attend(q, k, v)
-        return project(out, self.o.get_value(), out_dtype=x.dtype, plus=plus), kept
+        joined = out.reshape(x.shape[0], -1)
+        return project(joined, self.o.get_value(), out_dtype=x.dtype, plus=plus), kept
 
 
 class FeedForward(nnx.Module):

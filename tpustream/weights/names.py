@@ -110,7 +110,5 @@ def _stored(name: str, spec: ParamSpec, config: ModelConfig, *, column: int) -> 
     groups = tuple((axis,) for axis in range(len(spec.shape)))
     if local in _HEADS_FIRST:
         groups = ((0, 1), *groups[2:])
-    elif local == "attn.o":
-        groups = ((0,), (1, 2))
     shape = tuple(math.prod(spec.shape[axis] for axis in group) for group in groups)
     return Stored(name=prefix + table[local][column], groups=groups, shape=shape)

@@ -4,7 +4,6 @@ The same seed gives the same weights on any number of devices and in any order o
 """
 
 import functools
-import math
 import zlib
 
 import jax
@@ -18,8 +17,7 @@ def random_param(
 ) -> jax.Array:
     """One parameter: ones for a norm, else normal with variance 1 / fan-in (LeCun et al. 1998)."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    fan_in = math.prod(spec.shape[1:]) if name.endswith("attn.o") else spec.shape[-1]
-    deviation = 0.0 if name.endswith(".scale") else fan_in**-0.5
+    deviation = 0.0 if name.endswith(".scale") else spec.shape[-1] ** -0.5
     mean = 1.0 if name.endswith(".scale") else 0.0
     return _generator(spec.shape, jnp.dtype(dtype), sharding)(key, mean, deviation)
 
