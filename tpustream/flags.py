@@ -11,6 +11,7 @@ from absl import app, flags
 
 from tpustream.config import EngineConfig
 from tpustream.config.engine import ATTENTION, DTYPES, EMITTERS, KV, WEIGHTS
+from tpustream.config.libtpu import hush_without_tpu
 from tpustream.weights.resolve import DEFAULT_MODEL
 
 _CHOICES = {"emitter": EMITTERS, "dtype": DTYPES, "weights": WEIGHTS, "kv": KV, "attention": ATTENTION}
@@ -18,8 +19,9 @@ _HIDDEN = ("stop_ids", "bias_ids", "top_logprobs")  # widths of device arrays, n
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """absl's app.run, without jax's notes (INFO) of backends that this machine does not have."""
+    """absl's app.run, without notes of jax and libtpu on devices that this machine does not have."""
     logging.getLogger("jax").setLevel(logging.WARNING)
+    hush_without_tpu()
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # or --help would not show them
     app.run(main)

@@ -14,7 +14,7 @@ import jax
 
 from tpustream.engine import control_steps, score_step, steps
 from tpustream.engine.packed_prefill import prefill_packed
-from tpustream.engine.placer import Placer
+from tpustream.engine.placer import Placer, placement
 from tpustream.engine.state import DecodeState, Prefix, empty_prefix, empty_state
 from tpustream.ops.attend import AttentionForm
 from tpustream.ops.cpu.huge_pages import move_to_huge_pages
@@ -81,7 +81,7 @@ def lower_steps(
     """
     model, engine = placer.model, placer.engine
     weights, state, prefix, scalar = placer.weights(), placer.state(), placer.prefix(), placer.scalar()
-    of_state, of_prefix = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, prefix))
+    of_state, of_prefix = (jax.tree.map(placement, tree) for tree in (state, prefix))
 
     def lowered(function, arguments, *, donate=(), out):
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tpustream.config import EngineConfig, ModelConfig
@@ -83,7 +84,11 @@ class Placer:
             v=tuple(cache_axes(layer, STATE_AXES.cache.v) for layer in shapes.cache.v),
         )
         axes = dataclasses.replace(STATE_AXES, cache=cache)
-        return jax.tree.map(self._placed, shapes, axes)
+        state = jax.tree.map(self._placed, shapes, axes)
+        if self.mesh.devices.flat[0].platform != "tpu" or self.attention != AttentionForm.XLA:
+            return state
+        keys = jax.tree.map(_columns_as_rows, state.cache.k)
+        return dataclasses.replace(state, cache=dataclasses.replace(state.cache, k=keys))
 
     def prefix(self) -> Prefix:
         """The workspace of prefill."""
@@ -154,3 +159,19 @@ def _in_host_memory(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf.sharding.with_memory_kind("pinned_host")
     )
+
+
+def placement(leaf: jax.ShapeDtypeStruct) -> Format | NamedSharding:
+    """Where a step leaves an array: its sharding, with the layout where one is wanted."""
+    return leaf.format if leaf.format is not None and leaf.format.layout is not None else leaf.sharding
+
+
+def _columns_as_rows(keys: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Keys [B, K, H, S] in the memory order of [B, K, S, H], so that a token is a row that XLA can scatter.
+
+    As a column it would cost TPU two copies of the cache. Scales stay as they are.
+    """
+    if len(keys.shape) != 4:
+        return keys
+    rows = Format(Layout(major_to_minor=(0, 1, 3, 2)), keys.sharding)
+    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)

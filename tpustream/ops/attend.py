@@ -8,6 +8,7 @@ TPU are compiled on machines without one.
 """
 
 import dataclasses
+import functools
 import logging
 from typing import ClassVar
 
@@ -179,13 +180,26 @@ def _write(
     `axis` is that of columns in a slot.
     """
 
-    def replace(axis: int, cache, new):
+    def in_rows(axis: int, cache, new):
+        """One scatter of whole rows, for TPU: it makes a loop over slots of the other form."""
+        if cache.ndim == 3:  # scales: so few that all may be written
+            here = (jnp.arange(cache.shape[2], dtype=jnp.int32) == column[:, None]) & write[:, None]
+            return jnp.where(here[:, None, :], new[:, :, None], cache)
+        slots, rows = jnp.arange(cache.shape[0], dtype=jnp.int32), jnp.moveaxis(cache, axis + 1, 2)
+        to = jnp.where(write, column, rows.shape[2])  # beyond the last: dropped
+        return jnp.moveaxis(rows.at[slots, :, to].set(new, mode="drop", unique_indices=True), 2, axis + 1)
+
+    def one_by_one(axis: int, cache, new):
         def slot(cache, new, column, write):
             old = jax.lax.dynamic_slice_in_dim(cache, column, 1, axis)
             new = jnp.where(write, jnp.expand_dims(new, axis), old)
             return jax.lax.dynamic_update_slice_in_dim(cache, new, column, axis)
 
         return jax.vmap(slot)(cache, new, column, write)
+
+    def replace(axis: int, cache, new):
+        tpu, default = (functools.partial(form, axis) for form in (in_rows, one_by_one))
+        return jax.lax.platform_dependent(cache, new, tpu=tpu, default=default)
 
     new = as_cached(new, cache, axis=2)
     if isinstance(cache, Int8Columns):

@@ -1,7 +1,7 @@
 """How long an executable takes on a chip, from its scheduled HLO.
 
     cycles   the compiler's `estimated_cycles` of every operation, times the trip counts of the loops around
-             it, at the chip's clock
+             it, at the chip's clock; a gather or scatter, which gets none, counts as the smallest fusion
     links    bytes of collectives over the bandwidth of a ring, for which the compiler gives no cycles
     declared custom calls (Pallas kernels): the bytes and operations that their authors state
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from tpustream.plan.chips import Chip
 from tpustream.plan.hlo import Module, Operation
 
+LEAST_CYCLES = 1824  # what the compiler gives the smallest fusion; taken for a gather or scatter without any
 KERNEL_SHARE = 0.8  # of a chip's bandwidth and matrix peak that a custom call is taken to reach
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -174,11 +175,15 @@ def _charge(module: Module, operation: Operation, chip: Chip, runs: int, scope: 
         moved = declared.get("bytes_accessed", 0) / chip.hbm_rate
         seconds = max(moved, declared.get("flops", 0) / chip.flops) / KERNEL_SHARE
         return Charge(operation=operation, scope=scope, runs=runs, seconds=runs * seconds, declared=True)
-    if operation.cycles:
-        return Charge(
-            operation=operation, scope=scope, runs=runs, seconds=runs * operation.cycles / chip.clock
-        )
-    return None
+    cycles = operation.cycles or (LEAST_CYCLES if _is_lookup(operation) else 0)
+    if not cycles:
+        return None
+    return Charge(operation=operation, scope=scope, runs=runs, seconds=runs * cycles / chip.clock)
+
+
+def _is_lookup(operation: Operation) -> bool:
+    """Gathers and scatters have emitters of their own, for which the compiler states no cycles."""
+    return operation.opcode in ("gather", "scatter") or operation.name.startswith(("gather_", "scatter_"))
 
 
 def _link_bytes(operation: Operation) -> float:

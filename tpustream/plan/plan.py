@@ -110,7 +110,7 @@ def make_plan(placer: Placer, topology: str, chip: Chip, progress: Progress | No
         insert=insert,
         prefill=prefill,
         ttft=_first_tokens(placer, {name: one.seconds for name, one in prefill.items()}, decode, insert),
-        checks=_checks(placer, executables["decode"], decode, chip),
+        checks=decode_checks(placer, executables["decode"], decode, chip),
         most_slots=most_slots,
         most_ring=most_ring,
         executables=executables,
@@ -146,7 +146,8 @@ def _first_tokens(
     return out
 
 
-def _checks(placer: Placer, executable: Executable, decode: Estimate, chip: Chip) -> Checks:
+def decode_checks(placer: Placer, executable: Executable, decode: Estimate, chip: Chip) -> Checks:
+    """What the text of the decode step shows."""
     state = placer.state()
     layers = [hbm.device_bytes(layer) for layer in state.cache.k]
     copies = [

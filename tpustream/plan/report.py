@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tpustream.plan.estimate import KERNEL_SHARE, collectives
+from tpustream.plan.estimate import KERNEL_SHARE, LEAST_CYCLES, collectives
 from tpustream.plan.hbm import gib
 from tpustream.plan.plan import SCOPES, Plan
 from tpustream.plan.search import Candidate, describe
@@ -82,7 +82,8 @@ def assumptions(plan: Plan) -> Iterator[str]:
            f"{chip.link_rate / 1e9:g} GB/s in each direction")  # fmt: skip
     yield "  a step takes its cycles, links and kernels one after the other, and never less than its floor"
     yield f"  {hops} collectives: bytes over both directions of one ring, without latency or waiting"
-    yield f"  kernels reach {KERNEL_SHARE:.0%} of HBM and matrix peak; conditionals their cheapest branch"
+    yield f"  kernels: {KERNEL_SHARE:.0%} of HBM or matrix peak; a conditional takes its cheapest branch"
+    yield f"  a gather or scatter, for which the compiler has no cycles, counts as {LEAST_CYCLES:,}"
     yield "  prices and watts are those of the table of chips (--chips)"
 
 

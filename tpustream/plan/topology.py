@@ -1,24 +1,15 @@
 """Devices of a TPU that is not there: libtpu's description of a topology, for compiling only."""
 
-import os
 import re
 from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
 
+from tpustream.config.libtpu import work_offline
+
 _NAME = re.compile(r"([a-z]\w*):\d+(x\d+)+")
 _SPELLING = "VERSION:SIZES, as v5e:2x4, v6e:2x2, v5p:2x2x1 or v5e:4x4"
-
-# Without these libtpu asks Google's metadata server what it runs on, or waits for another process's lock.
-_OFFLINE = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
 
 
 def version_of(name: str) -> str:
@@ -42,8 +33,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         raise ValueError(
             "the TPU compiler: wanted the package libtpu, got none; pip install 'tpustream[plan]'"
         ) from None
-    for key, value in _OFFLINE.items():
-        os.environ.setdefault(key, value)
+    work_offline()
     jax.config.update("jax_platforms", "cpu")
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices

@@ -25,7 +25,7 @@ def matmul(
     """
     flat = flat_rows(x, weight.values.shape[1])
     if form == "weight_only":
-        out = _weight_only(flat, weight)
+        out = _weight_only(flat, weight, out_dtype)
     elif form == "dynamic":
         out = _dynamic(flat, weight)
     else:
@@ -41,15 +41,18 @@ def flat_rows(x: Float[Array, "rows *i"], inputs: int) -> Float[Array, "rows in"
     return flat
 
 
-def _weight_only(x: Float[Array, "rows in"], weight: Int8Weight) -> Float[Array, "rows out"]:
+def _weight_only(
+    x: Float[Array, "rows in"], weight: Int8Weight, out_dtype: jnp.dtype
+) -> Float[Array, "rows out"]:
     exact = x.dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     # Integers up to 127 are exact in bfloat16 too.
     wide = weight.values.astype(x.dtype)
     # With the transpose written out XLA:CPU fuses the widening at one row; as an einsum it does not,
     # and takes 28 times as long for 49,152 x 576.
-    out = jnp.matmul(x, wide.T, precision=precision, preferred_element_type=jnp.float32)
-    return out * weight.scale
+    # Sums leave the product in out_dtype, as a full weight's do: chips that split the inputs send those.
+    out = jnp.matmul(x, wide.T, precision=precision, preferred_element_type=out_dtype)
+    return out.astype(jnp.float32) * weight.scale
 
 
 def _dynamic(x: Float[Array, "rows in"], weight: Int8Weight) -> Float[Array, "rows out"]:
