@@ -132,5 +132,5 @@ def largest(parts: Mapping[str, int], *, available: int, slots: int, ring: int) 
 
 
 def gib(size: float) -> str:
-    """Bytes as text."""
-    return f"{size / GIB:.2f} GiB"
+    """Bytes as text: GiB, or MiB where that says more."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.2f} MiB"

@@ -1,6 +1,7 @@
 """A plan in the terminal, and as one line of JSON."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from tpustream.plan.search import Candidate, describe
 
 OPERATIONS = 8
 REJECTED = 6
+
+_CONTROL = re.compile(r"while|body|cond|branch_\d+_fun|closed_call")
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -144,9 +147,9 @@ def record(plan: Plan) -> dict[str, Any]:
 
 
 def _scope(scope: str) -> str:
-    """The last parts of a scope that say something."""
-    parts = [part for part in scope.split("/") if part not in ("while", "body", "closed_call")]
-    return "/".join(parts[1:])[-44:]
+    """The parts of a scope that say something, the last of them where there are many."""
+    parts = [part for part in scope.split("/")[1:] if not _CONTROL.fullmatch(part)]
+    return "/".join(parts)[-44:]
 
 
 def _costs(plan: Plan) -> str:
