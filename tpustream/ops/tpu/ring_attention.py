@@ -113,7 +113,8 @@ def _call(plan: RingPlan, *, interpret: bool):
         ],
     )
     out = jax.ShapeDtypeStruct((plan.slots, kv_heads, plan.rows, head_dim), jnp.float32)
-    arrays = [jax.ShapeDtypeStruct((plan.slots, *part.shape), part.dtype) for part in plan.parts]
+    # Pinned: XLA would stage whole rings in fast memory before the call, and put them back after it.
+    arrays = [pltpu.HBM((plan.slots, *part.shape), part.dtype) for part in plan.parts]
     first = 3 + 3 + count  # scalars, then queries and tokens
     return pl.pallas_call(
         functools.partial(_kernel, plan),
