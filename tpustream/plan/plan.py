@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax
+
 from tpustream.core.plan import Placement
 from tpustream.core.request import Request, SamplingParams
 from tpustream.engine.chunks import cut
@@ -24,7 +26,7 @@ class Checks:
 
     Attributes:
       cache_bytes, aliased_bytes: all of the cache should be updated in place.
-      cache_copies: copies within HBM of an array as large as a layer's keys, or larger.
+      cache_copies: copies within HBM of arrays that have the bytes of a layer's keys or values.
       reductions: over the mesh in each layer.
       temporaries: as a share of HBM.
     """
@@ -149,12 +151,12 @@ def _first_tokens(
 def decode_checks(placer: Placer, executable: Executable, decode: Estimate, chip: Chip) -> Checks:
     """What the text of the decode step shows."""
     state = placer.state()
-    layers = [hbm.device_bytes(layer) for layer in state.cache.k]
+    layers = {hbm.device_bytes(leaf) for leaf in jax.tree.leaves((state.cache.k, state.cache.v))}
     copies = [
         operation
         for operation in executable.module.operations()
         if operation.opcode in ("copy", "copy-start")
-        and operation.arrays[0].bytes >= min(layers)
+        and operation.arrays[0].bytes in layers  # weights are copied too, on their way to fast memory
         and not operation.arrays[0].fast
     ]
     reductions = [
