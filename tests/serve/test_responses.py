@@ -296,6 +296,15 @@ def test_fields_at_fault_are_named(http, served, fields, param):
     assert served.engine.requests == []
 
 
+def test_an_idempotency_key_is_refused_by_name(http):
+    """It would promise what only the completions keep; the message says what does the same here."""
+    answer = http.post("/v1/responses", json={"input": "a"}, headers={"Idempotency-Key": "k1"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("Idempotency-Key", "unsupported_parameter")
+    assert "background and stream" in error["message"]
+
+
 def test_defaults_of_openai_pass(served, http):
     """What SDKs send without being asked to has no effect here."""
     fields = {

@@ -17,6 +17,8 @@ from pydantic_core import to_json
 
 from tpustream.serve.errors import ApiError, envelope
 
+LAST_EVENT_ID = "Last-Event-ID"
+IDEMPOTENCY_KEY = "Idempotency-Key"
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"[DONE]"
 

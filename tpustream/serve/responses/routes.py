@@ -14,7 +14,7 @@ from tpustream.core.request import Request as EngineRequest
 from tpustream.serve import refused
 from tpustream.serve.answer import Settings
 from tpustream.serve.errors import SERVER, ApiError
-from tpustream.serve.events import KEEP_ALIVE
+from tpustream.serve.events import IDEMPOTENCY_KEY, KEEP_ALIVE
 from tpustream.serve.exchange import exchange_of
 from tpustream.serve.refused import refuse
 from tpustream.serve.responses.events import DONE, encoded, response_events
@@ -41,6 +41,14 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
     @router.post("/v1/responses", summary="Answer an input; streamed, stored or in the background as asked")
     async def create(http: Request) -> Response:
         runtime = service.ready()
+        if IDEMPOTENCY_KEY in http.headers:
+            raise ApiError(
+                400,
+                f"{IDEMPOTENCY_KEY}: not honoured here; a response made with background and stream can be "
+                "taken up again by its id",
+                param=IDEMPOTENCY_KEY,
+                code="unsupported_parameter",
+            )
         body = await settings.read(http, ResponsesRequest)
         model = service.check_model(body.model)
         check(body)

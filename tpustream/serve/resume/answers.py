@@ -19,7 +19,15 @@ from starlette.responses import Response
 
 from tpustream.serve.answer import Answer, Route, Settings
 from tpustream.serve.errors import SERVER, ApiError
-from tpustream.serve.events import Event, EventWriter, Position, blocks, read_event_id
+from tpustream.serve.events import (
+    IDEMPOTENCY_KEY,
+    LAST_EVENT_ID,
+    Event,
+    EventWriter,
+    Position,
+    blocks,
+    read_event_id,
+)
 from tpustream.serve.exchange import Exchange, exchange_of
 from tpustream.serve.resume.kept import KeptAnswer, State
 from tpustream.serve.resume.record import Mismatch, Record, digest_of
@@ -29,8 +37,6 @@ from tpustream.serve.service import Service
 from tpustream.serve.transport import CLIENT_CLOSED, EventStream, unary, until_gone
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
-LAST_EVENT_ID = "Last-Event-ID"
-IDEMPOTENCY_KEY = "Idempotency-Key"
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tpustream.serve.errors import ApiError
-from tpustream.serve.events import read_event_id, read_position
-from tpustream.serve.resume.answers import LAST_EVENT_ID, Answers
+from tpustream.serve.events import LAST_EVENT_ID, read_event_id, read_position
+from tpustream.serve.resume.answers import Answers
 
 
 def stream_routes(answers: Answers) -> APIRouter:
