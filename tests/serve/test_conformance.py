@@ -36,12 +36,18 @@ COMPLY = {
 
 @pytest.fixture(scope="module")
 def script():
+    # Commands that other tests of this process have imported define a --model of their own.
+    others = {name: flags.FLAGS[name] for name in flags.FLAGS}
+    if "model" in others:
+        del flags.FLAGS.model
     spec = importlib.util.spec_from_file_location("conformance", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    for flag in flags.FLAGS.flags_by_module_dict().get("conformance", []):
-        delattr(flags.FLAGS, flag.name)
+    for name in set(flags.FLAGS) - (others.keys() - {"model"}):
+        delattr(flags.FLAGS, name)
+    if "model" in others:
+        flags.FLAGS["model"] = others["model"]
 
 
 def cases_of(*outcomes):
