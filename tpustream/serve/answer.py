@@ -21,7 +21,7 @@ from tpustream.serve.exchange import Exchange
 from tpustream.serve.refused import IGNORABLE
 from tpustream.serve.replies import Dialect, Heading, stream_reply, whole_reply
 from tpustream.serve.sampling import for_choice
-from tpustream.serve.schema import GenerationRequest
+from tpustream.serve.schema import GenerationRequest, QueuedFields
 from tpustream.serve.service import ServedEngine, Service
 from tpustream.serve.slow_readers import SLOW_READERS, ReaderPolicy
 from tpustream.serve.tokens import Generation
@@ -210,20 +210,48 @@ def engine_requests(
     progress = bool(body.stream and options and options.include_prefill_progress)
     requests = []
     for prompt in ask.prompts:
-        room = engine.max_prompt - len(prompt)
         for candidate in range(candidates):
             requests.append(
-                Request(
+                engine_request(
+                    engine,
+                    body,
+                    exchange,
                     id=f"{id}-{len(requests)}",
-                    prompt=tuple(prompt),
-                    sampling=for_choice(sampling, candidate, room),
-                    key=exchange.client.name,
-                    priority=body.priority or 0,
-                    deadline=None if body.deadline_ms is None else body.deadline_ms / 1e3,
+                    prompt=prompt,
+                    sampling=sampling,
+                    choice=candidate,
                     progress=progress and candidate == 0,  # the others' prompt is the same
                 )
             )
     return requests
+
+
+def engine_request(
+    engine: ServedEngine,
+    body: QueuedFields,
+    exchange: Exchange,
+    *,
+    id: str,
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    choice: int = 0,
+    progress: bool = False,
+) -> Request:
+    """What the engine is asked for one choice of one prompt; it queues as `body` says, for the client.
+
+    Args:
+      sampling: of every choice; see `for_choice`.
+      progress: see Request.
+    """
+    return Request(
+        id=id,
+        prompt=tuple(prompt),
+        sampling=for_choice(sampling, choice, engine.max_prompt - len(prompt)),
+        key=exchange.client.name,
+        priority=body.priority or 0,
+        deadline=None if body.deadline_ms is None else body.deadline_ms / 1e3,
+        progress=progress,
+    )
 
 
 def check_prompt(engine: ServedEngine, prompt: Sequence[int], param: str) -> None:

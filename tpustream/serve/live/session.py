@@ -15,8 +15,7 @@ from typing import Any
 from starlette.types import Scope
 
 from tpustream.core.errors import InvalidRequest
-from tpustream.core.request import Request
-from tpustream.serve.answer import Settings
+from tpustream.serve.answer import Settings, engine_request
 from tpustream.serve.chat import encode_chat, template_messages
 from tpustream.serve.completions import encode_prompts
 from tpustream.serve.errors import REFUSALS, SERVER, ApiError, from_core
@@ -34,7 +33,7 @@ from tpustream.serve.live.messages import (
     read_message,
 )
 from tpustream.serve.live.stream import LiveStream, Send
-from tpustream.serve.sampling import for_choice, sampling_of
+from tpustream.serve.sampling import sampling_of
 from tpustream.serve.schema import SamplingFields
 from tpustream.serve.service import ServedRuntime, Service
 from tpustream.serve.transport import CLIENT_CLOSED
@@ -139,14 +138,13 @@ class Session:
         )
         self._service.check_room(1, "stream")
         prompt = await self._prompt(message, runtime)
-        sampling = for_choice(sampling, 0, runtime.engine.max_prompt - len(prompt))
-        request = Request(
+        request = engine_request(
+            runtime.engine,
+            message,
+            exchange,
             id="live-" + secrets.token_hex(12),
-            prompt=tuple(prompt),
+            prompt=prompt,
             sampling=sampling,
-            key=exchange.client.name,
-            priority=message.priority or 0,
-            deadline=None if message.deadline_ms is None else message.deadline_ms / 1e3,
         )
         generation = LiveGeneration(
             self._service,

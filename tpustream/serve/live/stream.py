@@ -119,8 +119,7 @@ class LiveStream:
         self._stop = message
         self._stop_after = self._made + message.tokens
         if message.mode == "now":
-            self._generation.halt()  # the slot is free, whether or not the client reads
-            self._place = Place.OUT
+            self._leave()  # the slot is free, whether or not the client reads
         self._generation.wake()
 
     def check_steer(self, tokens: int) -> None:

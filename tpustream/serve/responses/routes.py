@@ -10,9 +10,8 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from tpustream.core.errors import InvalidRequest
-from tpustream.core.request import Request as EngineRequest
 from tpustream.serve import refused
-from tpustream.serve.answer import Settings
+from tpustream.serve.answer import Settings, engine_request
 from tpustream.serve.errors import SERVER, ApiError
 from tpustream.serve.events import IDEMPOTENCY_KEY, KEEP_ALIVE
 from tpustream.serve.exchange import exchange_of
@@ -23,7 +22,7 @@ from tpustream.serve.responses.prompt import encode_conversation
 from tpustream.serve.responses.record import ResponseRecord, echo
 from tpustream.serve.responses.schema import ResponsesRequest
 from tpustream.serve.responses.store import ResponseStore
-from tpustream.serve.sampling import check_stream_options, for_choice, sampling_of
+from tpustream.serve.sampling import check_stream_options, sampling_of
 from tpustream.serve.service import Service
 from tpustream.serve.tokens import Generation
 from tpustream.serve.transport import CLIENT_CLOSED, EventStream, unary
@@ -80,14 +79,8 @@ def response_routes(service: Service, settings: Settings) -> APIRouter:
             events=[] if body.background and body.stream else None,
             status="queued" if body.background else "in_progress",
         )
-        sampling = for_choice(sampling, 0, runtime.engine.max_prompt - len(prompt))
-        request = EngineRequest(
-            id=record.id,
-            prompt=tuple(prompt),
-            sampling=sampling,
-            key=owner,
-            priority=body.priority or 0,
-            deadline=None if body.deadline_ms is None else body.deadline_ms / 1e3,
+        request = engine_request(
+            runtime.engine, body, exchange, id=record.id, prompt=prompt, sampling=sampling
         )
         generation = Generation(
             service,

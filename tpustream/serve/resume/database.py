@@ -20,8 +20,8 @@ from tpustream.serve.resume.record import Record
 APPLICATION = 0x7470_7573  # "tpus", by which the file is known as ours
 VERSION = 1
 LONGEST_AWAY = 24 * 60 * 60  # seconds: nobody comes back to a server that was down for longer
-FIELDS = ("id", "owner", "route", "key", "digest", "streamed", "created", "body", "model", "asked", "counts",
-          "checksums", "tokens", "touched")  # fmt: skip
+FIXED = ("id", "owner", "route", "key", "digest", "streamed", "created", "body", "model", "asked")
+FIELDS = (*FIXED, "counts", "checksums", "tokens", "touched")  # the latter as `_progress` gives them
 INSERT = f"INSERT INTO answers ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
 UPDATE = "UPDATE answers SET counts = ?, checksums = ?, tokens = ?, touched = ? WHERE id = ?"
 DELETE = "DELETE FROM answers WHERE id = ?"
@@ -61,19 +61,7 @@ class StreamDatabase:
 
     def save(self, record: Record) -> None:
         """A new record."""
-        values = (
-            record.id,
-            record.owner,
-            record.route,
-            record.key,
-            record.digest,
-            record.streamed,
-            record.created,
-            record.body,
-            record.model,
-            record.asked,
-            *_progress(record),
-        )
+        values = (*(getattr(record, name) for name in FIXED), *_progress(record))
         with self._lock:
             self._saved[record.id] = values
         self._work.set()

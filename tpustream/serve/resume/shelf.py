@@ -2,8 +2,8 @@
 
 An answer that nobody reads stays for the window: while it runs, after its end, and after a restart, where
 the window begins when the server can answer again. Then it is dropped, and what still works on it is
-stopped. Over the bounds the answer that is unused for
-longest goes first; one that runs or is read never does. Lives on the event loop.
+stopped. Over the bounds the answer that is unused for longest goes first; one that runs or is read never
+does. Lives on the event loop.
 """
 
 import asyncio
