@@ -1,13 +1,13 @@
 """Pause, resume, retune, and streams that go on from earlier ones: nobody else notices, no token changes."""
 
 import dataclasses
-import threading
 import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.engine.paused_streams import Stream, pass_by, paused
 from tests.tiny import (
     SMALL_ENGINE,
     TINY,
@@ -20,7 +20,7 @@ from tests.tiny import (
     wait_for,
 )
 from tpustream.core.errors import InvalidRequest
-from tpustream.core.request import FinishReason, SamplingParams, TokenEvent
+from tpustream.core.request import FinishReason, SamplingParams
 from tpustream.engine import control_steps
 from tpustream.engine.compile_guard import CompileGuard
 from tpustream.engine.state import empty_state
@@ -62,45 +62,6 @@ def every_engine(request, built):
 def engine(built):
     """One of them, for what does not depend on the way in which tokens leave."""
     return built(("transfer", 8))
-
-
-class Stream:
-    """A stream that is paused at its n-th token, or as soon as it tells of its prefill."""
-
-    def __init__(self, engine, wanted, pause_at=None):
-        self._engine, self._wanted, self._pause_at = engine, wanted, pause_at
-        self.events: list[TokenEvent] = []
-        self._ended = threading.Event()
-        engine.submit(wanted, self._sink)
-
-    def _sink(self, event):
-        self.events.append(event)
-        if self._pause_at == (len(self.tokens) if event.prefilled is None else "prefill"):
-            self._engine.pause(self._wanted.id)
-        if event.finish is not None:
-            self._ended.set()
-
-    @property
-    def tokens(self):
-        return [event.token for event in self.events if event.token is not None]
-
-    def end(self):
-        """All tokens and the finish."""
-        assert self._ended.wait(60), "the stream did not end"
-        return self.tokens, self.events[-1].finish
-
-
-def pass_by(engine):
-    """Another stream comes and goes: by then all earlier commands are obeyed, and what was out is here."""
-    assert len(generate(engine, request((2, 3), request_id="passer-by", max_tokens=3))) == 3
-
-
-def paused(engine, wanted, pause_at):
-    """A stream that holds after `pause_at` tokens or some more."""
-    stream = Stream(engine, wanted, pause_at)
-    wait_for(lambda: len(stream.tokens) >= pause_at)
-    pass_by(engine)
-    return stream
 
 
 ASKS = [
